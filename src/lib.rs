@@ -1,1 +1,8 @@
+//! `qonnx` compiles an fp32 ONNX model into an INT8 one.
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod ir;
+pub mod kernels;
+pub mod ops;
 pub mod proto;

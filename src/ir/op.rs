@@ -1,0 +1,124 @@
+//! What an operator is to the compiler: the trait that each one implements in its family's file under `ops/`.
+
+use std::any::Any;
+use std::fmt::Debug;
+
+use super::{Array, Tensor, TensorType};
+use crate::error::Fault;
+
+/// What is known of an input before the graph runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Fact<'a> {
+    /// Element type and, as far as known, shape.
+    pub ty: &'a TensorType,
+    /// The value itself when it is a constant.
+    pub constant: Option<&'a Tensor>,
+}
+
+/// The meaning of one operator with its attributes read.
+///
+/// Inputs come by slot; an absent optional input is `None`. Inference also gets `None` for an input of which nothing
+/// is known. An operator is made by its [`OpDef`](crate::ops::OpDef) for the opset in force, so it needs no version.
+pub trait Op: Any + Debug + Send + Sync {
+    /// The types of the outputs as far as they follow from the inputs; `None` where nothing is known. A fault means
+    /// that the inputs cannot be right.
+    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
+        let _ = inputs;
+        Ok(Vec::new())
+    }
+
+    /// Computes the outputs by the ONNX definition.
+    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault>;
+
+    /// How the operator relates the quantization of its inputs and outputs.
+    fn rule(&self) -> Rule {
+        Rule::Float
+    }
+
+    /// Does it give the same outputs for the same inputs? Only such operators are folded.
+    fn is_pure(&self) -> bool {
+        true
+    }
+
+    /// Does the graph inside the node decide what runs (If, Loop, Scan)? The interpreter runs those itself.
+    fn control(&self) -> Option<Control> {
+        None
+    }
+}
+
+impl dyn Op {
+    /// The operator as its own type.
+    pub fn as_a<T: Op>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
+/// The operators that run the graphs inside them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// `then_branch` or `else_branch`.
+    If,
+    /// `body`, with loop-carried values and stacked scan outputs.
+    Loop,
+    /// `body` over slices of its last inputs.
+    Scan {
+        /// How many of the inputs are scanned.
+        scanned: usize,
+        /// Scan axis for each scanned input.
+        input_axes: Vec<i64>,
+        /// True: from the last slice to the first.
+        input_reverse: Vec<bool>,
+        /// Stacking axis for each scan output.
+        output_axes: Vec<i64>,
+        /// True: outputs are prepended.
+        output_reverse: Vec<bool>,
+    },
+}
+
+/// How an operator relates the quantization parameters of its inputs and outputs: data for the one solver in
+/// `quantize/`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rule {
+    /// No integer form is known: inputs and outputs are real numbers.
+    Float,
+    /// A sum of products with a weight: an 8-bit activation, an 8-bit weight, a 32-bit bias.
+    Contraction {
+        /// Slot of the weight (which need not be a constant for MatMul).
+        weight: usize,
+        /// Axis of the weight that counts output channels; `None`: per-tensor only.
+        channel_axis: Option<usize>,
+        /// Slot of the bias if the operator has one.
+        bias: Option<usize>,
+    },
+    /// Values only move: the first input and every output share their parameters.
+    SameScale,
+    /// Real arithmetic on the inputs named here (slots), each input and the output with parameters of its own.
+    Arithmetic(Operands),
+    /// The output lies in a known interval whatever the input; `scale` and the interval are fixed by the kernels.
+    FixedRange {
+        /// Lower end, mapped to the lowest quantized value.
+        low: f32,
+        /// The output's scale.
+        scale: f32,
+    },
+    /// Limits the range to `[low, high]`: free after an integer operator whose output range ends there.
+    Clamp {
+        /// Lower bound (`-inf`: none).
+        low: f32,
+        /// Upper bound (`inf`: none).
+        high: f32,
+    },
+}
+
+/// Which inputs of an arithmetic operator are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operands {
+    /// The first input.
+    One,
+    /// The first two inputs.
+    Two,
+    /// Every input.
+    All,
+    /// Inputs 1 and 2 (`Where`).
+    Branches,
+}

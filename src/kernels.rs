@@ -1,0 +1,1 @@
+//! Arithmetic only: loops over slices and arrays that know shapes and strides, and nothing of ONNX.
