@@ -8,8 +8,8 @@ Each case becomes
     DIR/<name>/test_data_set_<k>/input_<i>.pb     TensorProto (or SequenceProto, OptionalProto)
     DIR/<name>/test_data_set_<k>/output_<i>.pb
 
-and DIR/cases.json holds `{name: {"rtol", "atol", "opset": {domain: version}, "operators"}}` in order of name. Expected outputs come
-from the `onnx` package's NumPy code, so they are an oracle that shares nothing with the interpreter.
+and DIR/cases.json holds `{name: {"rtol", "atol", "opset": {domain: version}, "operators"}}` in order of name.
+Expected outputs come from the onnx package's NumPy code: an oracle that shares nothing with the interpreter.
 """
 
 import json

@@ -9,7 +9,7 @@ NumPy and onnx only, a few minutes on one core, seeded. It writes, next to itsel
     digits/eval.npz          `images` u8[500,28,28], `labels` u8[500]: pictures that training never saw
 
 The network is a miniature of a mobile CNN: strided stem, depthwise and pointwise convolutions, residual Adds, global
-average pool, Gemm. BatchNormalization and Clip(0, 6) are exported as they are trained, unfolded: folding is qonnx's job.
+average pool, Gemm. BatchNormalization and Clip(0, 6) are exported as they are trained; folding them is qonnx's job.
 While training, activations are laid out N,H,W,C, so that a pointwise convolution is one matrix product.
 """
 
