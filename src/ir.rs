@@ -3,13 +3,23 @@
 pub mod affine;
 mod array;
 pub mod attribute;
+mod edit;
+mod graph;
+mod model;
 mod op;
+mod schedule;
 mod tensor;
 mod types;
+mod verify;
 
 pub use affine::QuantParams;
 pub use array::{Array, Nd};
 pub use attribute::Attribute;
+pub use edit::{Edit, Operand, Refusal};
+pub use graph::{Body, Graph, Node, NodeId, Port, Use, Value, ValueId};
+pub use model::Model;
 pub use op::{Control, Fact, Op, Operands, Rule};
+pub use schedule::schedule;
 pub use tensor::Tensor;
 pub use types::{DType, Dim, Element, TensorType, element_count};
+pub use verify::verify;
