@@ -2,7 +2,9 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod interpret;
 pub mod ir;
 pub mod kernels;
+pub mod onnx;
 pub mod ops;
 pub mod proto;

@@ -59,6 +59,9 @@ pub struct Node {
 impl Node {
     /// The operator as type `T`, if it is one.
     pub fn op_as<T: Op>(&self) -> Option<&T> {
+        if self.unknown.is_some() {
+            return None;
+        }
         self.op.as_deref()?.as_a()
     }
 

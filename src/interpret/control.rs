@@ -1,0 +1,181 @@
+//! If, Loop and Scan: operators that run the graphs inside them
+//! (<https://onnx.ai/onnx/operators/onnx__Loop.html>, <https://onnx.ai/onnx/operators/onnx__Scan.html>).
+
+use super::Program;
+use crate::error::{Error, Fault};
+use crate::ir::{Array, Control};
+use crate::with_array;
+
+/// A loop that runs longer than this is taken for endless.
+const MAX_ITERATIONS: i64 = 10_000_000;
+
+/// The values around the node, by name.
+pub type Scope<'a> = &'a dyn Fn(&str) -> Option<Array>;
+
+/// Runs a control-flow node.
+pub fn run(
+    control: &Control,
+    bodies: &[(String, Program)],
+    inputs: &[Option<Array>],
+    scope: Scope,
+) -> Result<Vec<Array>, Error> {
+    let body = |name: &str| {
+        let found = bodies.iter().find(|(n, _)| n == name);
+        found.map(|(_, program)| program).ok_or_else(|| Fault::new(format!("it has no {name}")).at("control flow"))
+    };
+    match control {
+        Control::If => {
+            let condition = required(inputs, 0)?;
+            let taken = truth(condition)?;
+            body(if taken { "then_branch" } else { "else_branch" })?.run_inside(&[], scope)
+        }
+        Control::Loop => run_loop(body("body")?, inputs, scope),
+        Control::Scan { scanned, input_axes, input_reverse, output_axes, output_reverse } => {
+            let plan = ScanPlan { scanned: *scanned, input_axes, input_reverse, output_axes, output_reverse };
+            plan.run(body("body")?, inputs, scope)
+        }
+    }
+}
+
+fn required(inputs: &[Option<Array>], slot: usize) -> Result<&Array, Error> {
+    let value = inputs.get(slot).and_then(Option::as_ref);
+    value.ok_or_else(|| Fault::new(format!("input {slot} is missing")).at("control flow"))
+}
+
+fn truth(array: &Array) -> Result<bool, Error> {
+    array.item::<bool>().map_err(|f| f.at("condition"))
+}
+
+impl Program {
+    /// Runs a body: `inputs` fill its inputs, captured names come from `scope`.
+    fn run_inside(&self, inputs: &[Array], scope: Scope) -> Result<Vec<Array>, Error> {
+        let mut values = self.initial.clone();
+        for (name, slot) in &self.captures {
+            values[*slot] = scope(name);
+        }
+        if inputs.len() != self.inputs.len() {
+            let message = format!("the body has {} inputs, {} were given", self.inputs.len(), inputs.len());
+            return Err(Fault::new(message).at("control flow"));
+        }
+        for (&slot, array) in self.inputs.iter().zip(inputs) {
+            values[slot] = Some(array.clone());
+        }
+        // A nested body captures through this one: its scope is the values here, then those around.
+        let problem = self.execute(&mut values, &mut |_, _| {})?;
+        let missing = || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("body"));
+        self.outputs.iter().map(|&slot| values[slot].clone().ok_or_else(missing)).collect()
+    }
+}
+
+fn run_loop(body: &Program, inputs: &[Option<Array>], scope: Scope) -> Result<Vec<Array>, Error> {
+    let at = |f: Fault| f.at("Loop");
+    let limit = match inputs.first().and_then(Option::as_ref) {
+        Some(trips) => trips.item::<i64>().map_err(at)?,
+        None => i64::MAX,
+    };
+    let mut go_on = inputs.get(1).and_then(Option::as_ref).map_or(Ok(true), truth)?;
+    let carried = inputs.len().saturating_sub(2);
+    let mut state: Vec<Array> = (0..carried).map(|i| required(inputs, i + 2).cloned()).collect::<Result<_, _>>()?;
+    let scans = body.outputs.len().saturating_sub(1 + carried);
+    let mut stacks: Vec<Vec<Array>> = vec![Vec::new(); scans];
+    let mut iteration = 0;
+    while go_on && iteration < limit {
+        if iteration >= MAX_ITERATIONS {
+            return Err(at(Fault::new(format!("it runs more than {MAX_ITERATIONS} times"))));
+        }
+        let mut arguments = vec![Array::scalar(iteration), Array::scalar(go_on)];
+        arguments.append(&mut state);
+        let mut outputs = body.run_inside(&arguments, scope)?.into_iter();
+        go_on = outputs.next().as_ref().map_or(Ok(false), truth)?;
+        state = outputs.by_ref().take(carried).collect();
+        stacks.iter_mut().zip(outputs).for_each(|(stack, output)| stack.push(output));
+        iteration += 1;
+    }
+    for stack in stacks {
+        state.push(stacked(&stack, 0).map_err(at)?);
+    }
+    Ok(state)
+}
+
+struct ScanPlan<'a> {
+    scanned: usize,
+    input_axes: &'a [i64],
+    input_reverse: &'a [bool],
+    output_axes: &'a [i64],
+    output_reverse: &'a [bool],
+}
+
+impl ScanPlan<'_> {
+    fn run(&self, body: &Program, inputs: &[Option<Array>], scope: Scope) -> Result<Vec<Array>, Error> {
+        let at = |f: Fault| f.at("Scan");
+        let carried = inputs
+            .len()
+            .checked_sub(self.scanned)
+            .ok_or_else(|| at(Fault::new("it scans more inputs than it has")))?;
+        let mut state: Vec<Array> = (0..carried).map(|i| required(inputs, i).cloned()).collect::<Result<_, _>>()?;
+        let mut sequences = Vec::new();
+        for i in 0..self.scanned {
+            let array = required(inputs, carried + i)?;
+            let axis = self.input_axes.get(i).copied().unwrap_or(0);
+            sequences.push(slices(array, axis, flag(self.input_reverse, i)).map_err(at)?);
+        }
+        let length = sequences.first().map_or(0, Vec::len);
+        if sequences.iter().any(|s| s.len() != length) {
+            return Err(at("scanned inputs differ in length".into()));
+        }
+        let scans = body.outputs.len().saturating_sub(carried);
+        let mut stacks: Vec<Vec<Array>> = vec![Vec::new(); scans];
+        for step in 0..length {
+            let mut arguments = std::mem::take(&mut state);
+            arguments.extend(sequences.iter().map(|s| s[step].clone()));
+            let mut outputs = body.run_inside(&arguments, scope)?.into_iter();
+            state = outputs.by_ref().take(carried).collect();
+            stacks.iter_mut().zip(outputs).for_each(|(stack, output)| stack.push(output));
+        }
+        for (i, mut stack) in stacks.into_iter().enumerate() {
+            if flag(self.output_reverse, i) {
+                stack.reverse();
+            }
+            state.push(stacked(&stack, self.output_axes.get(i).copied().unwrap_or(0)).map_err(at)?);
+        }
+        Ok(state)
+    }
+}
+
+fn flag(flags: &[bool], index: usize) -> bool {
+    flags.get(index).copied().unwrap_or(false)
+}
+
+/// The sub-arrays along an axis, from first to last or reversed.
+fn slices(array: &Array, axis: i64, reverse: bool) -> Result<Vec<Array>, Fault> {
+    let rank = array.rank() as i64;
+    let axis = if axis < 0 { axis + rank } else { axis };
+    if !(0..rank).contains(&axis) {
+        crate::fail!("axis {axis} of an array of rank {rank}");
+    }
+    let axis = ndarray::Axis(axis as usize);
+    let mut parts: Vec<Array> =
+        with_array!(array, a => a.axis_iter(axis).map(|part| part.to_owned().into_shared().into()).collect());
+    if reverse {
+        parts.reverse();
+    }
+    Ok(parts)
+}
+
+/// The arrays side by side along a new axis. Nothing to stack gives an empty float vector.
+fn stacked(parts: &[Array], axis: i64) -> Result<Array, Fault> {
+    let Some(first) = parts.first() else { return Array::new(&[0], Vec::<f32>::new()) };
+    let rank = first.rank() as i64 + 1;
+    let axis = if axis < 0 { axis + rank } else { axis };
+    if !(0..rank).contains(&axis) {
+        crate::fail!("axis {axis} of an array of rank {rank}");
+    }
+    fn stack<T: crate::ir::Element>(parts: &[Array], _like: &crate::ir::Nd<T>, axis: usize) -> Result<Array, Fault>
+    where
+        Array: From<ndarray::ArrayD<T>>,
+    {
+        let views = parts.iter().map(|p| Ok(p.typed::<T>()?.view())).collect::<Result<Vec<_>, Fault>>()?;
+        Ok(ndarray::stack(ndarray::Axis(axis), &views)?.into())
+    }
+    with_array!(first, a => stack(parts, a, axis as usize))
+}

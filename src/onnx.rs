@@ -1,0 +1,119 @@
+//! ONNX files: reading one into a [`Model`], writing one back, and the text syntax.
+//!
+//! The file is mapped, and tensor payloads stay slices of the map from reading to writing. A model that no pass has
+//! touched is written byte for byte as it was read.
+
+mod emit;
+mod import;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use bytes::Bytes;
+use memmap2::Mmap;
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+pub use emit::{External, emit, value_info};
+pub use import::{LoadExternal, import, parse};
+
+use crate::error::{Error, Fault};
+use crate::fail;
+use crate::ir::Model;
+use crate::proto;
+
+/// Larger files cannot be a protobuf message.
+const MAX_FILE: u64 = 2 << 30;
+
+/// A model as it was read.
+pub struct Source {
+    /// The model.
+    pub model: Model,
+    /// Size of the file in bytes, without external data.
+    pub size: usize,
+    /// The first 16 hexadecimal digits of the file's SHA-256.
+    pub digest: String,
+    /// Bytes that the schema has no field for; they are lost when the model is written.
+    pub lost_bytes: usize,
+}
+
+/// Reads a model file.
+pub fn read(path: &Path) -> Result<Source, Error> {
+    let bytes = map(path).map_err(|f| f.at(path.display()))?;
+    let external = |_: &proto::TensorProto| Err(Fault::unimplemented("external data"));
+    let (size, digest) = (bytes.len(), digest(&bytes));
+    let (model, lost_bytes) = decode(bytes, &external).map_err(|e| e.within(path.display()))?;
+    Ok(Source { model, size, digest, lost_bytes })
+}
+
+/// Decodes a model from bytes; also the number of bytes that the schema has no field for.
+pub fn decode(bytes: Bytes, external: LoadExternal) -> Result<(Model, usize), Error> {
+    let what_is_it = |e: prost::DecodeError| not_a_model(&bytes, &e).at("not an ONNX model");
+    let decoded = proto::decode(bytes.clone()).map_err(what_is_it)?;
+    Ok((import(decoded.model, external)?, decoded.lost_bytes))
+}
+
+/// Encodes a model; external data stays where it is.
+pub fn encode(model: &Model) -> Result<Vec<u8>, Error> {
+    Ok(emit(model, External::Keep)?.encode_to_vec())
+}
+
+/// Writes bytes to a temporary file beside `path`, then renames it: an existing file is replaced whole or left alone.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || -> std::io::Result<()> {
+        let name = path.file_name().ok_or_else(|| std::io::Error::other("it names no file"))?;
+        if path.is_dir() {
+            return Err(std::io::Error::other("it is a directory"));
+        }
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.tmp", std::process::id()));
+        let temporary = path.with_file_name(hidden);
+        let done = File::create(&temporary)
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&temporary, path));
+        if done.is_err() {
+            let _ = fs::remove_file(&temporary); // the first error is the one to tell
+        }
+        done
+    };
+    write().map_err(|e| Fault::new(format!("cannot be written: {e}")).at(path.display()))
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of `bytes`.
+pub fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+fn map(path: &Path) -> Result<Bytes, Fault> {
+    let unreadable = |e: std::io::Error| Fault::new(format!("cannot be read: {e}"));
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        fail!("is not a regular file");
+    }
+    if metadata.len() > MAX_FILE {
+        fail!("has {} bytes, but an ONNX file ends at 2 GiB", metadata.len());
+    }
+    if metadata.len() == 0 {
+        fail!("is empty");
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    // SAFETY: the map is read-only and private. Another process that truncates the file while it is read can make an
+    // access fault, as with every mapped file; nothing here writes to it.
+    let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+    Ok(Bytes::from_owner(map))
+}
+
+/// What a file is that does not decode.
+fn not_a_model(bytes: &[u8], error: &prost::DecodeError) -> Fault {
+    let kind = match bytes {
+        [b'P', b'K', 3, 4, ..] => "it is a zip archive (a PyTorch or Keras file?)",
+        [0x1f, 0x8b, ..] => "it is compressed by gzip",
+        [b'{', ..] => "it looks like JSON",
+        _ if bytes.starts_with(b"version https://git-lfs") => "it is a Git LFS pointer, not the file itself",
+        _ if bytes.starts_with(b"ORTM") || bytes.get(4..8) == Some(b"ORTM") => "it is in ONNX Runtime's ORT format",
+        _ => return Fault::new(error.to_string()).hint("is the file whole?"),
+    };
+    Fault::new(kind)
+}
