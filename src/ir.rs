@@ -13,6 +13,7 @@ mod types;
 mod verify;
 
 pub use affine::QuantParams;
+pub(crate) use array::with_array;
 pub use array::{Array, Nd};
 pub use attribute::Attribute;
 pub use edit::{Edit, Operand, Refusal};

@@ -3,8 +3,7 @@
 
 use super::Program;
 use crate::error::{Error, Fault};
-use crate::ir::{Array, Control};
-use crate::with_array;
+use crate::ir::{Array, Control, with_array};
 
 /// A loop that runs longer than this is taken for endless.
 const MAX_ITERATIONS: i64 = 10_000_000;

@@ -17,7 +17,6 @@ macro_rules! arrays {
         pub enum Array { $($variant(Nd<$rust>)),* }
 
         /// Runs `$body` with `$a` bound to the typed array, whatever its element type.
-        #[macro_export]
         macro_rules! with_array {
             ($array:expr, $a:ident => $body:expr) => {
                 match $array { $($crate::ir::Array::$variant($a) => $body),* }
@@ -60,6 +59,8 @@ arrays! {
     F32(f32), F64(f64), F16(half::f16), BF16(half::bf16), I8(i8), I16(i16), I32(i32), I64(i64), U8(u8), U16(u16),
     U32(u32), U64(u64), Bool(bool), Str(String),
 }
+
+pub(crate) use with_array;
 
 impl Array {
     /// An array of this shape from its elements in row-major order.
