@@ -65,6 +65,9 @@ def session(path, level=LEVEL.ORT_ENABLE_ALL, optimized=None):
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.graph_optimization_level = level
+    # Without VNNI, ONNX Runtime's u8 x s8 kernels add pairs of products in 16 bits and saturate: 17 dB lost on digits.
+    # With this key they do not. It changes nothing on other processors.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized:
         options.optimized_model_filepath = str(optimized)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
