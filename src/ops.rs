@@ -35,7 +35,10 @@ macro_rules! families {
     };
 }
 
-families! {}
+families! { cast }
+
+#[cfg(test)]
+mod backend_tests;
 
 /// The form of an operator in force at this opset version.
 pub fn find(domain: &str, name: &str, version: i64) -> Option<&'static OpDef> {
