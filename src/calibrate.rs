@@ -1,0 +1,5 @@
+//! From calibration data to clipping ranges: what every value of the graph was seen to hold, and where to cut it.
+
+pub mod histogram;
+pub mod observer;
+pub mod threshold;

@@ -1,0 +1,313 @@
+//! One-pass histogram of an activation, exact under any order and any merging of its samples.
+//!
+//! A bin is a floating-point number cut short. Let `2^k` be the least power of two above every magnitude seen.
+//! Each side of zero has [`SIDE`] bins: the seven octaves below `2^k` are split into 512 bins each, and what lies
+//! under `2^(k-7)` into 512 equal bins, just as a float format ends in its subnormals.
+//!
+//! ```text
+//! 0        2^(k-7)   2^(k-6)   2^(k-5)        …        2^(k-1)         2^k
+//! |── 512 ──|── 512 ──|─── 512 ───|──── … ────|────── 512 ──────|
+//! ```
+//!
+//! So the resolution is 0.1 to 0.2 % of a value over two decades, then 2⁻¹⁶ of the largest: one outlier a hundred
+//! times as large as the rest costs nothing.
+//!
+//! When a larger value arrives, `k` grows. An octave moves down one place unchanged, while the lowest octave and
+//! the equal bins, which have the same width, are added in pairs. No bin is ever cut, hence a value that was
+//! counted early sits exactly where it would if it were counted now: the result depends on the *set* of samples
+//! alone. Counts are integers, so merging is exact, associative and commutative, and the thread count cannot show.
+//!
+//! Zeros, which every quantizer represents exactly, are counted apart. So are NaN, infinities and magnitudes from
+//! [`HUGE`] up: the latter two are how exporters write attention masks, and are no part of a distribution.
+
+const FRACTION_BITS: u32 = 9;
+const OCTAVE: usize = 1 << FRACTION_BITS;
+const OCTAVES: usize = 7;
+/// Bins on each side of zero.
+pub const SIDE: usize = OCTAVE * (OCTAVES + 1);
+/// Magnitudes from here up are masks, not data.
+pub const HUGE: f32 = 1e30;
+
+/// Least `k`. It keeps every bin width a normal f32.
+const LEAST_EXPONENT: i32 = -100;
+/// Values per pass: the slots computed for them stay in the first-level cache.
+const CHUNK: usize = 1024;
+const LANES: usize = 16;
+
+/// Distribution of the f32 values of one tensor. See the module documentation for the bins.
+///
+/// Two histograms are equal if, and only if, no query can tell the samples behind them apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    /// `k`: every binned magnitude is below `2^k`, and none of the powers of two below `2^k` would do.
+    exponent: i32,
+    /// Scratch for zeros (`LANES`), positive bins (`SIDE`), negative bins (`SIDE`; absent without negatives).
+    bins: Vec<u64>,
+    zeros: u64,
+    nan: u64,
+    infinite: u64,
+    huge: u64,
+    min: f32,
+    max: f32,
+}
+
+/// A stretch of the number line and the samples in it. Of zero width for zeros, or if `lo` is an extreme value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// Left end.
+    pub lo: f64,
+    /// Right end.
+    pub hi: f64,
+    /// How many samples lie between.
+    pub count: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self {
+            exponent: LEAST_EXPONENT,
+            bins: Vec::new(),
+            zeros: 0,
+            nan: 0,
+            infinite: 0,
+            huge: 0,
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+        }
+    }
+}
+
+impl Histogram {
+    /// A histogram of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts every value of `values`.
+    pub fn record(&mut self, values: &[f32]) {
+        let mut kept = Vec::new();
+        for chunk in values.chunks(CHUNK) {
+            let extent = Extent::of(chunk);
+            if extent.plain {
+                self.count_plain(chunk, extent);
+            } else {
+                kept.clear();
+                kept.extend(chunk.iter().filter(|&&x| self.is_plain(x)));
+                self.count_plain(&kept, Extent::of(&kept));
+            }
+        }
+        for slot in self.bins.iter_mut().take(LANES) {
+            self.zeros += std::mem::take(slot);
+        }
+    }
+
+    /// Adds the samples of `other`.
+    pub fn merge(&mut self, other: &Histogram) {
+        self.zeros += other.zeros;
+        self.nan += other.nan;
+        self.infinite += other.infinite;
+        self.huge += other.huge;
+        self.widen(other.min, other.max, other.exponent, other.bins.len());
+        let folds = self.exponent - other.exponent;
+        if folds == 0 || other.is_zero() {
+            add(&mut self.bins, &other.bins);
+        } else {
+            let mut bins = other.bins.clone();
+            fold(&mut bins, folds);
+            add(&mut self.bins, &bins);
+        }
+    }
+
+    /// Samples in the distribution: all but NaN, infinities and masks.
+    pub fn count(&self) -> u64 {
+        self.zeros + self.bins.iter().sum::<u64>()
+    }
+
+    /// Samples equal to zero, of either sign.
+    pub fn zeros(&self) -> u64 {
+        self.zeros
+    }
+
+    /// Samples that are not a number.
+    pub fn nan(&self) -> u64 {
+        self.nan
+    }
+
+    /// Infinite samples, of either sign.
+    pub fn infinite(&self) -> u64 {
+        self.infinite
+    }
+
+    /// Finite samples with a magnitude of [`HUGE`] or more.
+    pub fn huge(&self) -> u64 {
+        self.huge
+    }
+
+    /// Exact least and greatest sample of the distribution; `None` if it has none.
+    pub fn extremes(&self) -> Option<(f32, f32)> {
+        (self.min <= self.max).then_some((self.min, self.max))
+    }
+
+    /// Occupied bins from the most negative to the most positive, zeros included, cut to the extremes.
+    pub fn cells(&self) -> impl Iterator<Item = Cell> {
+        let (positive, negative) =
+            self.bins.get(LANES..).unwrap_or_default().split_at_checked(SIDE).unwrap_or_default();
+        let (min, max) = (f64::from(self.min), f64::from(self.max));
+        let cell = move |lo: f64, hi: f64, count| Cell { lo: lo.max(min), hi: hi.min(max), count };
+        let left = negative.iter().enumerate().rev();
+        let left = left.map(move |(i, &count)| cell(-self.edge(i + 1), -self.edge(i), count));
+        let right = positive.iter().enumerate();
+        let right = right.map(move |(i, &count)| cell(self.edge(i), self.edge(i + 1), count));
+        let zero = Cell { lo: 0.0, hi: 0.0, count: self.zeros };
+        left.chain([zero]).chain(right).filter(|cell| cell.count > 0)
+    }
+
+    /// Lower end of the magnitudes in bin `i`; `2^k` for `SIDE`.
+    fn edge(&self, i: usize) -> f64 {
+        let (octave, rest) = (i / OCTAVE, i % OCTAVE);
+        let finest = self.exponent - OCTAVES as i32 - FRACTION_BITS as i32;
+        match octave {
+            0 => libm::ldexp(rest as f64, finest),
+            _ => libm::ldexp((OCTAVE + rest) as f64, finest + octave as i32 - 1),
+        }
+    }
+
+    /// Whether `x` belongs to the distribution; counts it where it belongs if not.
+    fn is_plain(&mut self, x: f32) -> bool {
+        match x.abs() {
+            m if m < HUGE => return true,
+            m if m.is_nan() => self.nan += 1,
+            f32::INFINITY => self.infinite += 1,
+            _ => self.huge += 1,
+        }
+        false
+    }
+
+    fn count_plain(&mut self, values: &[f32], extent: Extent) {
+        if values.is_empty() {
+            return;
+        }
+        let sides = if extent.min < 0.0 { 2 } else { 1 };
+        let exponent = exponent_above(extent.min.abs().max(extent.max.abs()));
+        self.widen(extent.min, extent.max, exponent, LANES + sides * SIDE);
+        let scale = libm::ldexpf(1.0, OCTAVES as i32 + FRACTION_BITS as i32 - self.exponent);
+        let mut places = [[0; LANES]; CHUNK / LANES];
+        let (whole, rest) = values.as_chunks();
+        for (places, values) in places.iter_mut().zip(whole) {
+            *places = slots(values, scale);
+        }
+        let mut last = [0.0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        let last = slots(&last, scale);
+        for &place in places.iter().take(whole.len()).flatten().chain(last.iter().take(rest.len())) {
+            self.bins[place as usize] += 1;
+        }
+    }
+
+    /// Whether no sample differs from zero, so that any exponent describes the bins.
+    fn is_zero(&self) -> bool {
+        self.min >= 0.0 && self.max <= 0.0
+    }
+
+    /// Makes room for samples within `[min, max]` and below `2^exponent`.
+    fn widen(&mut self, min: f32, max: f32, exponent: i32, bins: usize) {
+        if exponent > self.exponent {
+            if !self.is_zero() {
+                fold(&mut self.bins, exponent - self.exponent);
+            }
+            self.exponent = exponent;
+        }
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        self.bins.resize(self.bins.len().max(bins), 0);
+    }
+}
+
+/// Extremes of some values, and whether all of them belong to the distribution.
+#[derive(Clone, Copy)]
+struct Extent {
+    min: f32,
+    max: f32,
+    plain: bool,
+}
+
+impl Extent {
+    fn of(values: &[f32]) -> Self {
+        // Independent lanes, so that the compiler may use vectors. Magnitudes compare like their bits, NaN on top.
+        let mut min = [f32::INFINITY; LANES];
+        let mut max = [f32::NEG_INFINITY; LANES];
+        let mut top = [0; LANES];
+        let mut see = |x: f32, lane: usize| {
+            min[lane] = if x < min[lane] { x } else { min[lane] };
+            max[lane] = if x > max[lane] { x } else { max[lane] };
+            top[lane] = x.abs().to_bits().cast_signed().max(top[lane]);
+        };
+        let (whole, rest) = values.as_chunks::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                see(values[lane], lane);
+            }
+        }
+        rest.iter().enumerate().for_each(|(lane, &x)| see(x, lane));
+        // Adding zero turns -0 into +0: which of them came first must not show.
+        Self {
+            min: min.into_iter().fold(f32::INFINITY, f32::min) + 0.0,
+            max: max.into_iter().fold(f32::NEG_INFINITY, f32::max) + 0.0,
+            plain: top.into_iter().all(|bits| bits < HUGE.to_bits().cast_signed()),
+        }
+    }
+}
+
+/// Places of the values in [`Histogram::bins`], given the reciprocal width of the equal bins. That is a power of two,
+/// so the product is exact.
+///
+/// Both kinds of bins are computed and one is chosen, for want of a branch to mispredict. Zeros spread over the lanes,
+/// since runs of them (ReLU) would otherwise make each increment wait for the one before.
+#[inline(always)]
+fn slots(values: &[f32; LANES], scale: f32) -> [u32; LANES] {
+    /// From here up, f32 has no fraction; adding it rounds.
+    const WHOLE: f32 = (1u32 << (f32::MANTISSA_DIGITS - 1)) as f32;
+    const DROPPED: u32 = f32::MANTISSA_DIGITS - 1 - FRACTION_BITS;
+    const FIRST_OCTAVE: u32 = ((OCTAVE as f32).to_bits() >> DROPPED) - OCTAVE as u32;
+    let mut slots = [0; LANES];
+    for lane in 0..LANES {
+        let y = values[lane].abs() * scale;
+        let rounded = y + WHOLE;
+        let equal = (rounded.to_bits() - WHOLE.to_bits()).cast_signed() - i32::from(rounded - WHOLE > y);
+        let octave = (y.to_bits() >> DROPPED).cast_signed() - FIRST_OCTAVE.cast_signed();
+        let bin = if y < OCTAVE as f32 { equal } else { octave };
+        let side = if values[lane] < 0.0 { LANES + SIDE } else { LANES } as i32;
+        let zero = if values[lane] == 0.0 { lane as i32 - LANES as i32 } else { 0 };
+        slots[lane] = (bin + side + zero).cast_unsigned();
+    }
+    slots
+}
+
+/// Least `k` with `magnitude < 2^k`, read from the exponent bits.
+fn exponent_above(magnitude: f32) -> i32 {
+    ((magnitude.to_bits() >> (f32::MANTISSA_DIGITS - 1)) as i32 - 126).max(LEAST_EXPONENT)
+}
+
+/// Raises the exponent that `bins` stand for by `times`.
+fn fold(bins: &mut [u64], times: i32) {
+    // After so many foldings all is in the first bin.
+    let times = times.min(OCTAVES as i32 + FRACTION_BITS as i32);
+    for side in bins.get_mut(LANES..).unwrap_or_default().chunks_exact_mut(SIDE) {
+        for _ in 0..times {
+            for i in 0..OCTAVE {
+                side[i] = side[2 * i] + side[2 * i + 1];
+            }
+            side.copy_within(2 * OCTAVE.., OCTAVE);
+            side[SIDE - OCTAVE..].fill(0);
+        }
+    }
+}
+
+fn add(bins: &mut [u64], other: &[u64]) {
+    for (bin, more) in bins.iter_mut().zip(other) {
+        *bin += more;
+    }
+}
+
+#[cfg(test)]
+mod tests;
