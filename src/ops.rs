@@ -35,7 +35,9 @@ macro_rules! families {
     };
 }
 
-families! { cast }
+families! { cast, join, shape }
+
+pub mod slots;
 
 #[cfg(test)]
 mod backend_tests;
