@@ -35,9 +35,11 @@ macro_rules! families {
     };
 }
 
-families! { cast, join, shape }
+families! { cast, conv, gemm, join, pool, shape }
 
+pub mod operand;
 pub mod slots;
+pub mod window;
 
 #[cfg(test)]
 mod backend_tests;

@@ -1,0 +1,247 @@
+//! Convolution and its transpose over any number of spatial axes.
+//!
+//! Three ways lead to the same sums:
+//! * a 1×1 kernel with stride 1 is a matrix product of the weight with the input as it lies;
+//! * one input channel per group (depthwise) is a weighted sum of shifted planes, see [`Phases`];
+//! * everything else gathers the taps of some windows as columns of a matrix (`im2col`) and multiplies, tile by tile,
+//!   so that the gathered matrix stays small.
+
+use super::gemm::{Mat, MatMut, Number, Size, gemm};
+use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
+use crate::error::Fault;
+
+/// Elements of the gathered matrix that a tile may have.
+const TILE: usize = 1 << 17;
+
+/// The extents of a convolution besides its spatial axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Channels {
+    /// Samples.
+    pub batch: usize,
+    /// Groups of channels that do not see each other.
+    pub groups: usize,
+    /// Input channels of one group.
+    pub input: usize,
+    /// Output channels of one group.
+    pub output: usize,
+}
+
+/// `y[n, g·M+m, o] = bias[g·M+m] + Σ_{c,t} w[g·M+m, c, t] · x[n, g·C+c, position(o, t)]`.
+///
+/// `x` has `batch·groups·input` planes, `w` has `groups·output·input` kernels and `y` receives `batch·groups·output`
+/// planes; a fault says that the windows are too large for memory.
+///
+/// # Panics
+/// If a slice does not have the length that the extents say.
+pub fn conv<T: Number>(
+    channels: Channels,
+    axes: &[Axis],
+    x: &[T],
+    w: &[T],
+    bias: Option<&[T]>,
+    y: &mut [T],
+) -> Result<(), Fault> {
+    let Channels { batch, groups, input, output } = channels;
+    let (plane_in, plane_out) = (volume(axes, |a| a.input), volume(axes, |a| a.output));
+    let depth = input * volume(axes, |a| a.kernel);
+    assert_eq!(x.len(), batch * groups * input * plane_in, "x");
+    assert_eq!(w.len(), groups * output * depth, "w");
+    assert_eq!(y.len(), batch * groups * output * plane_out, "y");
+    if y.is_empty() {
+        return Ok(());
+    }
+    for (channel, plane) in y.chunks_exact_mut(plane_out).enumerate() {
+        plane.fill(bias.map_or(T::default(), |b| b[channel % (groups * output)]));
+    }
+    if x.is_empty() {
+        return Ok(());
+    }
+    let direct = axes.iter().all(|a| a.kernel == 1 && a.stride == 1 && a.begin == 0 && a.output == a.input);
+    let few = input == 1 && !direct && (groups > 1 || output < 4);
+    let phases = if few { Some(Phases::new(axes)?) } else { None };
+    for (index, y) in y.chunks_exact_mut(output * plane_out).enumerate() {
+        let x = &x[index * input * plane_in..][..input * plane_in];
+        let w = &w[index % groups * output * depth..][..output * depth];
+        match &phases {
+            Some(phases) => depthwise(phases, x, w, plane_out, y),
+            None if direct => {
+                let size = Size { m: output, n: plane_out, k: input };
+                gemm(
+                    size,
+                    T::ONE,
+                    Mat::rows(w, input),
+                    Mat::rows(x, plane_in),
+                    T::ONE,
+                    MatMut::rows(y, plane_out),
+                );
+            }
+            None => gathered(axes, input, output, x, w, y),
+        }
+    }
+    Ok(())
+}
+
+/// One input plane, one kernel and one output plane for each output channel.
+fn depthwise<T: Number>(phases: &Phases, x: &[T], w: &[T], plane_out: usize, y: &mut [T]) {
+    let kernel = phases.taps().len();
+    T::scratch(phases.size() + phases.span(), |buffer| {
+        let (split, sums) = buffer.split_at_mut(phases.size());
+        phases.split(x, T::default(), split);
+        for (w, y) in w.chunks_exact(kernel).zip(y.chunks_exact_mut(plane_out)) {
+            let taps: Vec<(usize, T)> = phases.taps().iter().copied().zip(w.iter().copied()).collect();
+            sums.fill(y[0]); // the bias
+            fold(&taps, split, sums, |sum, x, w| sum.plus(x.times(w)));
+            phases.join(sums, y);
+        }
+    });
+}
+
+/// One group of one sample by gathering.
+fn gathered<T: Number>(axes: &[Axis], input: usize, output: usize, x: &[T], w: &[T], y: &mut [T]) {
+    let plane_out = volume(axes, |a| a.output);
+    let depth = input * volume(axes, |a| a.kernel);
+    let width = tile_width(depth, plane_out);
+    T::scratch(depth * width, |columns| {
+        for first in (0..plane_out).step_by(width) {
+            let width = width.min(plane_out - first);
+            let columns = &mut columns[..depth * width];
+            gather(axes, input, x, first, width, columns);
+            let size = Size { m: output, n: width, k: depth };
+            let target = MatMut { data: &mut y[first..], row: plane_out, col: 1 };
+            gemm(size, T::ONE, Mat::rows(w, depth), Mat::rows(columns, width), T::ONE, target);
+        }
+    });
+}
+
+/// Columns of a tile: many enough for the product to be efficient, a multiple of the vector width.
+fn tile_width(depth: usize, columns: usize) -> usize {
+    (TILE / depth.max(1)).clamp(48, 1024).next_multiple_of(16).min(columns)
+}
+
+/// Writes the taps of windows `first..first + width` as columns: row `c·taps + t` holds tap `t` of channel `c`.
+fn gather<T: Number>(axes: &[Axis], input: usize, x: &[T], first: usize, width: usize, columns: &mut [T]) {
+    let kernel = volume(axes, |a| a.kernel);
+    let plane = volume(axes, |a| a.input);
+    each_run(axes, first, width, |tap, run| {
+        for c in 0..input {
+            let line = &mut columns[(c * kernel + tap) * width + run.at..][..run.len];
+            let Some(source) = run.source else {
+                line.fill(T::default());
+                continue;
+            };
+            line[..run.first].fill(T::default());
+            line[run.last..].fill(T::default());
+            copy_strided(&x[c * plane + source..], run.stride, &mut line[run.first..run.last]);
+        }
+    });
+}
+
+/// Neighbouring windows of one row of the output, as one tap sees them.
+struct Run {
+    /// Index of the first window in the tile.
+    at: usize,
+    /// Number of windows.
+    len: usize,
+    /// The windows of the run from this one…
+    first: usize,
+    /// … to before this one read the input; the others read padding.
+    last: usize,
+    /// Where window `first` reads in a plane of the input; none if all windows read padding.
+    source: Option<usize>,
+    /// Distance between windows.
+    stride: usize,
+}
+
+/// Visits, for each tap, the runs of windows `first..first + width`.
+fn each_run(axes: &[Axis], first: usize, width: usize, mut f: impl FnMut(usize, Run)) {
+    let Some((row, outer)) = axes.split_last() else {
+        f(0, Run { at: 0, len: width, first: 0, last: width, source: Some(0), stride: 1 });
+        return;
+    };
+    let kernels: Vec<usize> = axes.iter().map(|a| a.kernel).collect();
+    let mut number = 0;
+    each_index(&kernels, |tap| {
+        let (inside_first, inside_last) = row.inside(tap[outer.len()]);
+        let mut at = 0;
+        while at < width {
+            let (mut line, start) = ((first + at) / row.output, (first + at) % row.output);
+            let len = (row.output - start).min(width - at);
+            let (from, to) = (inside_first.clamp(start, start + len), inside_last.clamp(start, start + len));
+            let (mut plane, mut unit) = (Some(0), row.input);
+            for (a, &tap) in outer.iter().zip(tap).rev() {
+                plane = plane.zip(a.source(line % a.output, tap)).map(|(sum, p)| sum + p * unit);
+                (line, unit) = (line / a.output, unit * a.input);
+            }
+            let source = plane.filter(|_| from < to).zip(row.source(from, tap[outer.len()]));
+            let source = source.map(|(plane, position)| plane + position);
+            f(number, Run { at, len, first: from - start, last: to - start, source, stride: row.stride });
+            at += len;
+        }
+        number += 1;
+    });
+}
+
+/// The transpose of [`conv`] as a map of its input: each element of `x` adds a scaled kernel to `y`.
+///
+/// The axes are those of the convolution whose transpose this is, so its `input` is the extent of `y` and its
+/// `output` that of `x`. `w` has `groups·input` rows of `output` kernels.
+///
+/// # Panics
+/// If a slice does not have the length that the extents say.
+pub fn conv_transpose<T: Number>(
+    channels: Channels,
+    axes: &[Axis],
+    x: &[T],
+    w: &[T],
+    bias: Option<&[T]>,
+    y: &mut [T],
+) {
+    let Channels { batch, groups, input, output } = channels;
+    let (plane_x, plane_y) = (volume(axes, |a| a.output), volume(axes, |a| a.input));
+    let kernel = volume(axes, |a| a.kernel);
+    let depth = output * kernel;
+    assert_eq!(x.len(), batch * groups * input * plane_x, "x");
+    assert_eq!(w.len(), groups * input * depth, "w");
+    assert_eq!(y.len(), batch * groups * output * plane_y, "y");
+    if y.is_empty() {
+        return;
+    }
+    for (channel, plane) in y.chunks_exact_mut(plane_y).enumerate() {
+        plane.fill(bias.map_or(T::default(), |b| b[channel % (groups * output)]));
+    }
+    let width = tile_width(depth, plane_x);
+    if x.is_empty() || depth == 0 {
+        return;
+    }
+    T::scratch(depth * width, |columns| {
+        for (index, y) in y.chunks_exact_mut(output * plane_y).enumerate() {
+            let x = &x[index * input * plane_x..][..input * plane_x];
+            let w = &w[index % groups * input * depth..][..input * depth];
+            for first in (0..plane_x).step_by(width) {
+                let width = width.min(plane_x - first);
+                let columns = &mut columns[..depth * width];
+                let size = Size { m: depth, n: width, k: input };
+                let source = Mat { data: &x[first..], row: plane_x, col: 1 };
+                gemm(
+                    size,
+                    T::ONE,
+                    Mat::transposed(w, depth),
+                    source,
+                    T::default(),
+                    MatMut::rows(columns, width),
+                );
+                each_run(axes, first, width, |tap, run| {
+                    let Some(start) = run.source else { return };
+                    for m in 0..output {
+                        let line = &columns[(m * kernel + tap) * width + run.at..][run.first..run.last];
+                        let target = y[m * plane_y + start..].iter_mut().step_by(run.stride);
+                        target.zip(line).for_each(|(y, &v)| *y = y.plus(v));
+                    }
+                });
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

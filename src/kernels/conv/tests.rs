@@ -1,0 +1,118 @@
+//! The kernels against the definition, written as plain loops, on whole numbers whose sums are exact in any order.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::kernels::window::Padding;
+
+fn whole(len: usize, seed: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7 + seed * 13) % 11) as f32 - 5.0).collect()
+}
+
+/// All indices below the extents.
+fn indices(extents: &[usize]) -> Vec<Vec<usize>> {
+    extents.iter().fold(vec![vec![]], |all, &n| {
+        all.iter().flat_map(|index| (0..n).map(move |i| [index.as_slice(), &[i]].concat())).collect()
+    })
+}
+
+/// Row-major position.
+fn flat(index: &[usize], extents: &[usize]) -> usize {
+    index.iter().zip(extents).fold(0, |at, (i, n)| at * n + i)
+}
+
+/// Calls `f(x, w, y)` with the positions in one sample of every product of a convolution.
+fn products(ch: Channels, axes: &[Axis], mut f: impl FnMut(usize, usize, usize)) {
+    let extents = |e: fn(&Axis) -> usize| axes.iter().map(e).collect::<Vec<_>>();
+    let (input, kernel, output) = (extents(|a| a.input), extents(|a| a.kernel), extents(|a| a.output));
+    let volume = |e: &[usize]| e.iter().product::<usize>();
+    for m in 0..ch.groups * ch.output {
+        for c in 0..ch.input {
+            for o in indices(&output) {
+                for t in indices(&kernel) {
+                    let at: Vec<i64> = axes
+                        .iter()
+                        .zip(o.iter().zip(&t))
+                        .map(|(a, (&o, &t))| (o * a.stride + t * a.dilation) as i64 - a.begin as i64)
+                        .collect();
+                    if at.iter().zip(&input).all(|(&p, &n)| (0..n as i64).contains(&p)) {
+                        let at: Vec<usize> = at.iter().map(|&p| p as usize).collect();
+                        let x = (m / ch.output * ch.input + c) * volume(&input) + flat(&at, &input);
+                        let w = (m * ch.input + c) * volume(&kernel) + flat(&t, &kernel);
+                        f(x, w, m * volume(&output) + flat(&o, &output));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn axis() -> impl Strategy<Value = Axis> {
+    let padding = prop_oneof![
+        (0usize..4, 0usize..4).prop_map(|(b, e)| Padding::Explicit(b, e)),
+        Just(Padding::SameUpper),
+        Just(Padding::SameLower),
+    ];
+    (1usize..12, 1usize..5, 1usize..4, 1usize..4, padding, any::<bool>())
+        .prop_filter_map("the window must fit", |(x, k, s, d, p, ceil)| Axis::new(x, k, s, d, p, ceil).ok())
+}
+
+fn channels() -> impl Strategy<Value = Channels> {
+    (1usize..3, 1usize..4, 1usize..4, 1usize..4).prop_map(|(batch, groups, input, output)| Channels {
+        batch,
+        groups,
+        input,
+        output,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn convolution_is_its_definition(ch in channels(), axes in prop::collection::vec(axis(), 1..4), seed in 0usize..9) {
+        let (xs, ys) = (ch.groups * ch.input * volume(&axes, |a| a.input), ch.groups * ch.output * volume(&axes, |a| a.output));
+        let x = whole(ch.batch * xs, seed);
+        let w = whole(ch.groups * ch.output * ch.input * volume(&axes, |a| a.kernel), seed + 1);
+        let bias = whole(ch.groups * ch.output, seed + 2);
+        let mut expected = vec![0.0; ch.batch * ys];
+        for n in 0..ch.batch {
+            let plane = volume(&axes, |a| a.output);
+            (0..ys).for_each(|i| expected[n * ys + i] = bias[i / plane]);
+            products(ch, &axes, |xi, wi, yi| expected[n * ys + yi] += x[n * xs + xi] * w[wi]);
+        }
+        let mut y = vec![f32::NAN; ch.batch * ys];
+        conv(ch, &axes, &x, &w, Some(&bias), &mut y).unwrap();
+        prop_assert_eq!(y, expected);
+    }
+
+    #[test]
+    fn the_transpose_is_the_adjoint(ch in channels(), axes in prop::collection::vec(axis(), 1..3), seed in 0usize..9) {
+        // The adjoint swaps input and output channels of each group; its weight is `[g·C, M, kernel]`.
+        let adjoint = Channels { input: ch.output, output: ch.input, ..ch };
+        let (xs, ys) = (ch.groups * ch.input * volume(&axes, |a| a.output), ch.groups * ch.output * volume(&axes, |a| a.input));
+        let x = whole(ch.batch * xs, seed);
+        let w = whole(ch.groups * ch.output * ch.input * volume(&axes, |a| a.kernel), seed + 1);
+        let mut expected = vec![0.0; ch.batch * ys];
+        for n in 0..ch.batch {
+            products(adjoint, &axes, |yi, wi, xi| expected[n * ys + yi] += x[n * xs + xi] * w[wi]);
+        }
+        let mut y = vec![f32::NAN; ch.batch * ys];
+        conv_transpose(ch, &axes, &x, &w, None, &mut y);
+        prop_assert_eq!(y, expected);
+    }
+}
+
+#[test]
+fn many_tiles_join_without_a_seam() {
+    let ch = Channels { batch: 1, groups: 1, input: 40, output: 3 };
+    let axis = |n| Axis::new(n, 3, 1, 1, Padding::SameUpper, false).unwrap();
+    let axes = [axis(37), axis(41)];
+    let (x, w) = (whole(40 * 37 * 41, 1), whole(3 * 40 * 9, 2));
+    let mut expected = vec![0.0; 3 * 37 * 41];
+    products(ch, &axes, |x_at, w_at, y_at| expected[y_at] += x[x_at] * w[w_at]);
+    let mut y = vec![0.0; expected.len()];
+    assert!(tile_width(360, 37 * 41) < 37 * 41);
+    conv(ch, &axes, &x, &w, None, &mut y).unwrap();
+    assert_eq!(y, expected);
+}

@@ -1,0 +1,24 @@
+//! One loop, compiled twice: for the baseline of the target and for AVX2, chosen when it runs.
+//!
+//! Both versions do the same operations in the same order (Rust never fuses a multiplication with an addition), so
+//! they give the same bits.
+
+/// A loop whose [`run`](Task::run) is marked `#[inline(always)]`, so that it is compiled into either caller.
+pub trait Task {
+    /// Runs the loop.
+    fn run(self);
+}
+
+/// Runs the task with the widest vectors of this processor.
+pub fn run<T: Task>(task: T) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn wide<T: Task>(task: T) {
+            task.run();
+        }
+        // SAFETY: the processor has AVX2.
+        return unsafe { wide(task) };
+    }
+    task.run();
+}

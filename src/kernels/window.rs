@@ -1,0 +1,317 @@
+//! Sliding windows: the one place that knows how convolution and pooling walk over their input.
+//!
+//! Along one axis, tap `t` of window `o` reads position `o·stride + t·dilation − begin` of the input, and padding
+//! where that lies outside. [`Axis`] holds these numbers and derives the number of windows from them.
+//!
+//! [`Phases`] makes the walk contiguous. Write `t·dilation = shift·stride + phase`; then the tap reads element
+//! `o + shift` of the `phase`-th of the `stride` interleaved sequences into which the padded input splits. Once a
+//! plane is copied into its phases, every tap of every window is the same plane at another offset, whatever the
+//! stride, dilation and number of axes, and one loop over whole planes does the work.
+
+use super::simd::{self, Task};
+use crate::error::Fault;
+use crate::fail;
+use crate::ir::element_count;
+
+/// What lies around the input along one axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// As many positions before and after the input.
+    Explicit(usize, usize),
+    /// As many windows as `input / stride`, rounded up; an odd position of padding goes after the input.
+    SameUpper,
+    /// Like `SameUpper`, but an odd position of padding goes before the input.
+    SameLower,
+}
+
+/// A sliding window along one axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Axis {
+    /// Extent of the input.
+    pub input: usize,
+    /// Number of windows.
+    pub output: usize,
+    /// Taps of a window.
+    pub kernel: usize,
+    /// Distance between windows.
+    pub stride: usize,
+    /// Distance between the taps of a window.
+    pub dilation: usize,
+    /// Padding before the input.
+    pub begin: usize,
+    /// Padding after the input.
+    pub end: usize,
+}
+
+/// Numbers beyond this are refused, so that sums and products of two of them cannot overflow.
+const LIMIT: usize = 1 << 31;
+
+/// Positions from the first to the last tap of a window, or a fault if the numbers make no window.
+pub fn reach(kernel: usize, stride: usize, dilation: usize) -> Result<usize, Fault> {
+    if kernel == 0 || stride == 0 || dilation == 0 {
+        fail!("a window of {kernel} taps with stride {stride} and dilation {dilation} is empty");
+    }
+    if kernel > LIMIT || stride > LIMIT || dilation > LIMIT || (kernel - 1) * dilation >= LIMIT {
+        fail!("a window of {kernel} taps with stride {stride} and dilation {dilation} is too large");
+    }
+    Ok((kernel - 1) * dilation + 1)
+}
+
+impl Axis {
+    /// Places windows over an input. With `ceil`, a last window may reach beyond the padding as long as it starts
+    /// inside the input or the padding before it.
+    pub fn new(
+        input: usize,
+        kernel: usize,
+        stride: usize,
+        dilation: usize,
+        padding: Padding,
+        ceil: bool,
+    ) -> Result<Self, Fault> {
+        let reach = reach(kernel, stride, dilation)?;
+        if input > LIMIT {
+            fail!("an extent of {input} is too large for a window");
+        }
+        let (begin, end) = match padding {
+            Padding::Explicit(begin, end) => (begin, end),
+            same => {
+                let output = input.div_ceil(stride);
+                let total = (output.saturating_sub(1) * stride + reach).saturating_sub(input);
+                let half = total / 2;
+                let (begin, end) =
+                    if same == Padding::SameUpper { (half, total - half) } else { (total - half, half) };
+                return Ok(Self { input, output, kernel, stride, dilation, begin, end });
+            }
+        };
+        if begin > LIMIT || end > LIMIT {
+            fail!("padding of {begin} and {end} is too large");
+        }
+        let padded = input + begin + end;
+        if padded < reach {
+            fail!("a window that spans {reach} does not fit into {padded} positions");
+        }
+        let mut output = (padded - reach) / stride + 1;
+        if ceil {
+            output = (padded - reach).div_ceil(stride) + 1;
+            output -= usize::from((output - 1) * stride >= input + begin);
+        }
+        Ok(Self { input, output, kernel, stride, dilation, begin, end })
+    }
+
+    /// The input position that a tap of a window reads, or none in the padding.
+    pub fn source(&self, window: usize, tap: usize) -> Option<usize> {
+        (window * self.stride + tap * self.dilation).checked_sub(self.begin).filter(|&p| p < self.input)
+    }
+
+    /// The windows `first..last` for which this tap reads the input and not padding.
+    pub fn inside(&self, tap: usize) -> (usize, usize) {
+        let offset = tap * self.dilation;
+        let last = (self.input + self.begin).saturating_sub(offset).div_ceil(self.stride).min(self.output);
+        (self.begin.saturating_sub(offset).div_ceil(self.stride).min(last), last)
+    }
+}
+
+/// Product of one extent over all axes.
+pub fn volume(axes: &[Axis], extent: impl Fn(&Axis) -> usize) -> usize {
+    axes.iter().map(extent).product()
+}
+
+/// Calls `f` with every index below `extents`, the last axis fastest.
+pub fn each_index(extents: &[usize], mut f: impl FnMut(&[usize])) {
+    if extents.contains(&0) {
+        return;
+    }
+    let mut index = vec![0; extents.len()];
+    loop {
+        f(&index);
+        let Some(axis) = (0..extents.len()).rev().find(|&a| index[a] + 1 < extents[a]) else { return };
+        index[axis] += 1;
+        index[axis + 1..].fill(0);
+    }
+}
+
+/// How a plane is laid out by the phases of a window's stride.
+#[derive(Debug)]
+pub struct Phases {
+    axes: Vec<Axis>,
+    /// For each axis, the phases that some tap reads.
+    used: Vec<Vec<usize>>,
+    /// For each axis, the length of one phase.
+    lengths: Vec<usize>,
+    /// For each tap in row-major order, where its first window reads.
+    taps: Vec<usize>,
+    size: usize,
+    span: usize,
+}
+
+impl Phases {
+    /// The layout for windows along these axes, none of which may be without windows.
+    pub fn new(axes: &[Axis]) -> Result<Self, Fault> {
+        let kernels: Vec<usize> = axes.iter().map(|a| a.kernel).collect();
+        element_count(&kernels)?;
+        let mut used = Vec::new();
+        for a in axes {
+            let mut phases: Vec<usize> = (0..a.kernel).map(|t| t * a.dilation % a.stride).collect();
+            phases.sort_unstable();
+            phases.dedup();
+            used.push(phases);
+        }
+        let shift = |a: &Axis, tap: usize| tap * a.dilation / a.stride;
+        let lengths: Vec<usize> = axes.iter().map(|a| a.output + shift(a, a.kernel - 1)).collect();
+        let extents: Vec<usize> = used.iter().map(Vec::len).chain(lengths.iter().copied()).collect();
+        let size = element_count(&extents)?;
+        let plane: usize = lengths.iter().product();
+        let mut taps = Vec::new();
+        each_index(&kernels, |tap| {
+            let (mut phase, mut offset) = (0, 0);
+            for (i, a) in axes.iter().enumerate() {
+                let own = used[i].partition_point(|&p| p < tap[i] * a.dilation % a.stride);
+                phase = phase * used[i].len() + own;
+                offset = offset * lengths[i] + shift(a, tap[i]);
+            }
+            taps.push(phase * plane + offset);
+        });
+        let last = axes.iter().zip(&lengths).fold(0, |at, (a, &length)| at * length + a.output - 1);
+        Ok(Self { axes: axes.to_vec(), used, lengths, taps, size, span: last + 1 })
+    }
+
+    /// Elements of a plane split into its phases.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Elements from the first to the last window in the layout of a phase; some between them belong to no window.
+    pub fn span(&self) -> usize {
+        self.span
+    }
+
+    /// For each tap in row-major order, the offset at which its first window reads.
+    pub fn taps(&self) -> &[usize] {
+        &self.taps
+    }
+
+    /// Splits a plane: `target`, of [`size`](Self::size) elements, receives `source`, and `pad` outside of it.
+    pub fn split<T: Copy>(&self, source: &[T], pad: T, target: &mut [T]) {
+        let Some((last, outer)) = self.axes.split_last() else {
+            target.copy_from_slice(source);
+            return;
+        };
+        let row = self.lengths[outer.len()];
+        let mut lines = target.chunks_exact_mut(row);
+        let counts: Vec<usize> = self.used.iter().map(Vec::len).collect();
+        each_index(&counts, |choice| {
+            let phase = |axis: usize| self.used[axis][choice[axis]];
+            each_index(&self.lengths[..outer.len()], |index| {
+                let Some(line) = lines.next() else { return };
+                let position = outer.iter().enumerate().try_fold(0, |at, (i, a)| {
+                    let position = (index[i] * a.stride + phase(i)).checked_sub(a.begin)?;
+                    (position < a.input).then_some(at * a.input + position)
+                });
+                match position {
+                    Some(at) => {
+                        split_row(
+                            last,
+                            phase(outer.len()),
+                            &source[at * last.input..][..last.input],
+                            pad,
+                            line,
+                        );
+                    }
+                    None => line.fill(pad),
+                }
+            });
+        });
+    }
+
+    /// Copies the windows' values out of the layout of a phase into a dense plane.
+    pub fn join<T: Copy>(&self, source: &[T], target: &mut [T]) {
+        let Some((last, outer)) = self.axes.split_last() else {
+            target.copy_from_slice(source);
+            return;
+        };
+        let extents: Vec<usize> = outer.iter().map(|a| a.output).collect();
+        let mut lines = target.chunks_exact_mut(last.output);
+        each_index(&extents, |index| {
+            let row = index.iter().zip(&self.lengths).fold(0, |at, (&i, &length)| at * length + i);
+            if let Some(line) = lines.next() {
+                line.copy_from_slice(&source[row * self.lengths[outer.len()]..][..last.output]);
+            }
+        });
+    }
+}
+
+/// One row of a phase: elements `phase − begin`, `phase − begin + stride`, … of the source.
+fn split_row<T: Copy>(axis: &Axis, phase: usize, source: &[T], pad: T, line: &mut [T]) {
+    let stride = axis.stride;
+    let last = (axis.input + axis.begin).saturating_sub(phase).div_ceil(stride).min(line.len());
+    let first = axis.begin.saturating_sub(phase).div_ceil(stride).min(last);
+    line[..first].fill(pad);
+    line[last..].fill(pad);
+    if first < last {
+        let source = &source[first * stride + phase - axis.begin..];
+        copy_strided(source, stride, &mut line[first..last]);
+    }
+}
+
+/// Copies every `stride`-th element of the source until the target is full.
+pub fn copy_strided<T: Copy>(source: &[T], stride: usize, target: &mut [T]) {
+    match stride {
+        1 => target.copy_from_slice(&source[..target.len()]),
+        2 => target.iter_mut().zip(source.chunks(2)).for_each(|(t, s)| *t = s[0]),
+        _ => target.iter_mut().zip(source.iter().step_by(stride)).for_each(|(t, &s)| *t = s),
+    }
+}
+
+/// `out[i] ← f(out[i], plane[offset + i], weight)` for each tap `(offset, weight)` in turn.
+///
+/// Several taps are taken at once, in order, while a block of `out` stays in the nearest cache.
+pub fn fold<T: Copy>(taps: &[(usize, T)], plane: &[T], out: &mut [T], f: impl Fn(T, T, T) -> T + Copy) {
+    simd::run(Fold { taps, plane, out, f });
+}
+
+struct Fold<'a, T, F> {
+    taps: &'a [(usize, T)],
+    plane: &'a [T],
+    out: &'a mut [T],
+    f: F,
+}
+
+impl<T: Copy, F: Fn(T, T, T) -> T + Copy> Task for Fold<'_, T, F> {
+    #[inline(always)]
+    fn run(self) {
+        const BLOCK: usize = 1024;
+        for (number, block) in self.out.chunks_mut(BLOCK).enumerate() {
+            let plane = &self.plane[number * BLOCK..];
+            let mut taps = self.taps;
+            while let Some((some, rest)) = taps.split_first_chunk::<9>() {
+                fold_some(some, plane, block, self.f);
+                taps = rest;
+            }
+            while let Some((some, rest)) = taps.split_first_chunk::<3>() {
+                fold_some(some, plane, block, self.f);
+                taps = rest;
+            }
+            while let Some((some, rest)) = taps.split_first_chunk::<1>() {
+                fold_some(some, plane, block, self.f);
+                taps = rest;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn fold_some<const N: usize, T: Copy>(
+    taps: &[(usize, T); N],
+    plane: &[T],
+    block: &mut [T],
+    f: impl Fn(T, T, T) -> T,
+) {
+    let rows = taps.map(|(offset, _)| &plane[offset..][..block.len()]);
+    for (i, out) in block.iter_mut().enumerate() {
+        let mut value = *out;
+        for (row, &(_, weight)) in rows.iter().zip(taps) {
+            value = f(value, row[i], weight);
+        }
+        *out = value;
+    }
+}

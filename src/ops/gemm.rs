@@ -1,0 +1,298 @@
+//! Matrix products: [Gemm](https://onnx.ai/onnx/operators/onnx__Gemm.html) and
+//! [MatMul](https://onnx.ai/onnx/operators/onnx__MatMul.html).
+
+use std::sync::Arc;
+
+use super::operand::elements;
+use super::slots::{known, optional, required};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
+use crate::error::Fault;
+use crate::fail;
+use crate::ir::{Array, Dim, Element, Nd, TensorType, element_count};
+use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};
+use crate::kernels::window::each_index;
+
+/// The operators of this family.
+pub const OPS: &[OpDef] = &[
+    OpDef { domain: ONNX, name: "Gemm", since: 1, parse: |attrs| Ok(Arc::new(Gemm::read(attrs)?)) },
+    OpDef { domain: ONNX, name: "MatMul", since: 1, parse: |_| Ok(Arc::new(MatMul)) },
+];
+
+/// A type in which sums of products are computed: every number type but the 16-bit floating-point ones, which go
+/// through `f32`.
+pub(super) trait Summed: Number + Element {
+    /// The elements of an array in this type.
+    fn read(array: &Array) -> Result<Nd<Self>, Fault> {
+        array.typed::<Self>().cloned()
+    }
+
+    /// The value nearest to a coefficient.
+    fn coefficient(value: f32) -> Self;
+}
+
+macro_rules! summed {
+    ($($t:ty),*) => { $(impl Summed for $t {
+        fn coefficient(value: f32) -> Self { value as Self }
+    })* };
+}
+
+summed!(f64, i32, i64, u32, u64);
+
+impl Summed for f32 {
+    fn read(array: &Array) -> Result<Nd<f32>, Fault> {
+        array.to_f32()
+    }
+
+    fn coefficient(value: f32) -> f32 {
+        value
+    }
+}
+
+/// Evaluates `$body` (a `Result<Array, Fault>`) with `$T` as the type in which elements of `$dtype` are summed, and
+/// rounds the result back to it.
+macro_rules! in_sums {
+    ($dtype:expr, $T:ident => $body:expr) => {{
+        let dtype: crate::ir::DType = $dtype;
+        let result: Result<crate::ir::Array, crate::error::Fault> =
+            crate::ops::gemm::in_sums!(@ dtype, $T, $body, F32 F16 BF16 = f32; F64 = f64; I32 = i32; I64 = i64; U32 = u32; U64 = u64;);
+        result.map(|y| vec![crate::ops::operand::rounded(y, dtype)])
+    }};
+    (@ $dtype:ident, $T:ident, $body:expr, $($($variant:ident)* = $rust:ty;)*) => {
+        match $dtype {
+            $($(crate::ir::DType::$variant)|* => {
+                type $T = $rust;
+                $body
+            })*
+            other => Err(crate::error::Fault::unimplemented(format_args!("sums of products of {other}"))),
+        }
+    };
+}
+pub(super) use in_sums;
+
+/// `Y = alpha · A′ · B′ + beta · C`, where a prime may transpose and `C` is broadcast.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of `C`.
+    pub beta: f32,
+    /// `A` is given transposed.
+    pub trans_a: bool,
+    /// `B` is given transposed.
+    pub trans_b: bool,
+}
+
+impl Gemm {
+    fn read(attrs: &mut Attrs) -> Result<Self, Fault> {
+        // Before opset 7, `broadcast` allowed C to be broadcast; broadcasting an equal shape changes nothing.
+        attrs.int("broadcast", 0)?;
+        Ok(Self {
+            alpha: attrs.float("alpha", 1.0)?,
+            beta: attrs.float("beta", 1.0)?,
+            trans_a: attrs.flag("transA", false)?,
+            trans_b: attrs.flag("transB", false)?,
+        })
+    }
+
+    fn compute<T: Summed>(
+        &self,
+        a: &Array,
+        b: &Array,
+        c: Option<&Array>,
+    ) -> Result<(Vec<T>, [usize; 2]), Fault> {
+        let (&[a0, a1], &[b0, b1]) = (a.shape(), b.shape()) else {
+            fail!("A has the shape {:?} and B {:?}, not two dimensions each", a.shape(), b.shape());
+        };
+        let (m, k) = if self.trans_a { (a1, a0) } else { (a0, a1) };
+        let (other, n) = if self.trans_b { (b1, b0) } else { (b0, b1) };
+        if k != other {
+            fail!("A has {k} columns, B {other} rows");
+        }
+        let zero = T::default();
+        let (alpha, beta) = (T::coefficient(self.alpha), T::coefficient(self.beta));
+        let mut y = vec![zero; element_count(&[m, n])?];
+        if let Some(c) = c.filter(|_| beta != zero) {
+            let c = T::read(c)?;
+            let c = c.broadcast([m, n]).ok_or_else(|| format!("C {:?} does not fit {m}×{n}", c.shape()))?;
+            y.iter_mut().zip(c.iter()).for_each(|(y, &c)| *y = beta.times(c));
+        }
+        let (a, b) = (T::read(a)?, T::read(b)?);
+        let (a, b) = (elements(&a)?, elements(&b)?);
+        let a = if self.trans_a { Mat::transposed(a, m) } else { Mat::rows(a, k) };
+        let b = if self.trans_b { Mat::transposed(b, k) } else { Mat::rows(b, n) };
+        gemm(Size { m, n, k }, alpha, a, b, T::ONE, MatMut::rows(&mut y, n));
+        Ok((y, [m, n]))
+    }
+}
+
+impl Op for Gemm {
+    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
+        let (a, b) = (known(inputs, 0), known(inputs, 1));
+        let Some(dtype) = a.or(b).map(|t| t.dtype) else { return Ok(vec![None]) };
+        let sides = |ty: Option<&TensorType>, swap: bool| match ty.and_then(|t| t.dims.as_deref()) {
+            None => Ok((Dim::Unknown, Dim::Unknown)),
+            Some([rows, columns]) if swap => Ok((columns.clone(), rows.clone())),
+            Some([rows, columns]) => Ok((rows.clone(), columns.clone())),
+            Some(other) => Err(Fault::new(format!("a matrix with {} dimensions", other.len()))),
+        };
+        let ((m, k), (other, n)) = (sides(a, self.trans_a)?, sides(b, self.trans_b)?);
+        same_length(&k, &other)?;
+        Ok(vec![Some(TensorType::new(dtype, vec![m, n]))])
+    }
+
+    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
+        in_sums!(a.dtype(), T => {
+            let (y, shape) = self.compute::<T>(a, b, optional(inputs, 2))?;
+            Array::new(&shape, y)
+        })
+    }
+
+    fn rule(&self) -> Rule {
+        Rule::Contraction { weight: 1, channel_axis: Some(usize::from(!self.trans_b)), bias: Some(2) }
+    }
+}
+
+fn same_length(k: &Dim, other: &Dim) -> Result<(), Fault> {
+    match (k.known(), other.known()) {
+        (Some(k), Some(other)) if k != other => fail!("rows of {k} elements times columns of {other}"),
+        _ => Ok(()),
+    }
+}
+
+/// The product of matrices; leading axes are broadcast, one-dimensional operands are a row or a column.
+#[derive(Debug, Clone, Copy)]
+pub struct MatMul;
+
+impl MatMul {
+    /// The product and its shape.
+    pub fn compute<T: Number>(
+        (a, a_shape): (&[T], &[usize]),
+        (b, b_shape): (&[T], &[usize]),
+    ) -> Result<(Vec<T>, Vec<usize>), Fault> {
+        let (a_row, b_column) = (a_shape.len() == 1, b_shape.len() == 1);
+        let (a_batch, m, k) = match a_shape {
+            [k] => (&[][..], 1, *k),
+            [batch @ .., m, k] => (batch, *m, *k),
+            [] => fail!("a scalar has no matrix product"),
+        };
+        let (b_batch, other, n) = match b_shape {
+            [k] => (&[][..], *k, 1),
+            [batch @ .., k, n] => (batch, *k, *n),
+            [] => fail!("a scalar has no matrix product"),
+        };
+        if k != other {
+            fail!("A {a_shape:?} has rows of {k} elements, B {b_shape:?} columns of {other}");
+        }
+        let batch = broadcast(a_batch, b_batch)?;
+        let mut shape = batch.clone();
+        shape.extend((!a_row).then_some(m));
+        shape.extend((!b_column).then_some(n));
+        let mut y = vec![T::default(); element_count(&shape)?];
+        if y.is_empty() {
+            return Ok((y, shape));
+        }
+        let one = T::ONE;
+        if b_batch.iter().all(|&d| d == 1) && a_batch == batch {
+            // one matrix for all: a single tall product
+            let m = y.len() / n;
+            gemm(
+                Size { m, n, k },
+                one,
+                Mat::rows(a, k),
+                Mat::rows(b, n),
+                T::default(),
+                MatMut::rows(&mut y, n),
+            );
+            return Ok((y, shape));
+        }
+        let mut results = y.chunks_exact_mut(m * n);
+        each_index(&batch, |index| {
+            let Some(y) = results.next() else { return };
+            let a = &a[place(index, a_batch) * m * k..][..m * k];
+            let b = &b[place(index, b_batch) * k * n..][..k * n];
+            gemm(Size { m, n, k }, one, Mat::rows(a, k), Mat::rows(b, n), T::default(), MatMut::rows(y, n));
+        });
+        drop(results);
+        Ok((y, shape))
+    }
+
+    /// The type of the product as far as known; only the shapes of the operands matter.
+    pub fn infer_dims(a: Option<&[Dim]>, b: Option<&[Dim]>) -> Result<Option<Vec<Dim>>, Fault> {
+        let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
+        let (a_batch, m, k) = match a {
+            [k] => (&[][..], None, k),
+            [batch @ .., m, k] => (batch, Some(m), k),
+            [] => fail!("a scalar has no matrix product"),
+        };
+        let (b_batch, other, n) = match b {
+            [k] => (&[][..], k, None),
+            [batch @ .., k, n] => (batch, k, Some(n)),
+            [] => fail!("a scalar has no matrix product"),
+        };
+        same_length(k, other)?;
+        let rank = a_batch.len().max(b_batch.len());
+        let mut dims = Vec::new();
+        for i in 0..rank {
+            let at = |d: &'_ [Dim]| (i + d.len()).checked_sub(rank).and_then(|i| d.get(i)).cloned();
+            let (a, b) = (at(a_batch).unwrap_or(Dim::Known(1)), at(b_batch).unwrap_or(Dim::Known(1)));
+            dims.push(match (a, b) {
+                (Dim::Known(1), other) | (other, Dim::Known(1)) => other,
+                (Dim::Known(a), Dim::Known(b)) if a != b => fail!("cannot broadcast {a} and {b}"),
+                (Dim::Known(a), _) | (_, Dim::Known(a)) => Dim::Known(a),
+                (a, b) if a == b => a,
+                _ => Dim::Unknown,
+            });
+        }
+        Ok(Some(dims.into_iter().chain(m.cloned()).chain(n.cloned()).collect()))
+    }
+}
+
+/// The shape to which two shapes are broadcast.
+fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, Fault> {
+    let rank = a.len().max(b.len());
+    let at = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (1, d) | (d, 1) => Ok(d),
+            (d, e) if d == e => Ok(d),
+            _ => Err(Fault::new(format!("cannot broadcast {a:?} and {b:?}"))),
+        })
+        .collect()
+}
+
+/// Which matrix of a batch of this shape stands at an index of the broadcast batch.
+fn place(index: &[usize], batch: &[usize]) -> usize {
+    let index = &index[index.len() - batch.len()..];
+    index.iter().zip(batch).fold(0, |at, (&i, &extent)| at * extent + if extent == 1 { 0 } else { i })
+}
+
+impl Op for MatMul {
+    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
+        let (a, b) = (known(inputs, 0), known(inputs, 1));
+        let Some(dtype) = a.or(b).map(|t| t.dtype) else { return Ok(vec![None]) };
+        let dims = |ty: Option<&TensorType>| ty.and_then(|t| t.dims.clone());
+        Ok(vec![Some(TensorType { dtype, dims: Self::infer_dims(dims(a).as_deref(), dims(b).as_deref())? })])
+    }
+
+    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
+        in_sums!(a.dtype(), T => {
+            let (xs, ws) = (T::read(a)?, T::read(b)?);
+            let (y, shape) = Self::compute((elements(&xs)?, a.shape()), (elements(&ws)?, b.shape()))?;
+            Array::new(&shape, y)
+        })
+    }
+
+    fn rule(&self) -> Rule {
+        Rule::Contraction { weight: 1, channel_axis: Some(1), bias: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn backend_cases() {
+        crate::ops::backend_tests::run("gemm");
+    }
+}
