@@ -5,6 +5,7 @@
 
 mod emit;
 mod import;
+pub mod text;
 
 use std::fs::{self, File};
 use std::io::Write;
