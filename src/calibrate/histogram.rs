@@ -196,10 +196,12 @@ impl Histogram {
         for (places, values) in places.iter_mut().zip(whole) {
             *places = slots(values, scale);
         }
-        let mut last = [0.0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        let last = slots(&last, scale);
-        for &place in places.iter().take(whole.len()).flatten().chain(last.iter().take(rest.len())) {
+        if let Some(places) = places.get_mut(whole.len()) {
+            let mut last = [0.0; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            *places = slots(&last, scale);
+        }
+        for &place in places.as_flattened().iter().take(values.len()) {
             self.bins[place as usize] += 1;
         }
     }
@@ -244,9 +246,7 @@ impl Extent {
         };
         let (whole, rest) = values.as_chunks::<LANES>();
         for values in whole {
-            for lane in 0..LANES {
-                see(values[lane], lane);
-            }
+            values.iter().enumerate().for_each(|(lane, &x)| see(x, lane));
         }
         rest.iter().enumerate().for_each(|(lane, &x)| see(x, lane));
         // Adding zero turns -0 into +0: which of them came first must not show.

@@ -108,11 +108,10 @@ impl Bins {
             beyond.0 += density * (b.min(0.0) - a).max(0.0);
             beyond.1 += density * (b - a.max(last)).max(0.0);
             let (a, b) = (a.max(0.0), b.min(last));
-            for i in a as usize..b.max(0.0).ceil() as usize {
+            let first = a as usize;
+            for (bin, i) in bins.iter_mut().skip(first).zip(first..b.max(0.0).ceil() as usize) {
                 let part = b.min((i + 1) as f64) - a.max(i as f64);
-                if part > SLIVER {
-                    bins[i] += density * part;
-                }
+                *bin += if part > SLIVER { density * part } else { 0.0 };
             }
         }
         let mut sums = Self { mass: vec![0.0], information: vec![0.0], occupied: vec![0], bins, beyond };

@@ -1,6 +1,6 @@
 use super::*;
 
-const N: usize = 1 << 17;
+const N: usize = 1 << 15;
 
 fn histogram(values: &[f32]) -> Histogram {
     let mut histogram = Histogram::new();
@@ -112,7 +112,7 @@ fn nothing_below_zero_keeps_the_lower_end_at_zero() {
 
 /// The best of all pairs of ends on a grid, by quantizing the samples.
 fn brute_force(values: &[f32], levels: u32) -> f64 {
-    let few: Vec<f32> = values.iter().step_by(16).copied().collect();
+    let few: Vec<f32> = values.iter().step_by(4).copied().collect();
     let (min, max) =
         values.iter().fold((0.0f64, 0.0f64), |(lo, hi), &x| (lo.min(x.into()), hi.max(x.into())));
     let part = |i: u32| f64::from(i) / 24.0;
@@ -187,8 +187,8 @@ fn naive_entropy(values: &[f32], levels: usize) -> f64 {
         p[last] += bins[end..].iter().sum::<f64>();
         let mut q = vec![0.0; end];
         for level in 0..levels {
-            let members: Vec<usize> =
-                (0..end).filter(|j| j * levels / end == level && bins[*j] > 0.0).collect();
+            let group = (level * end).div_ceil(levels)..((level + 1) * end).div_ceil(levels);
+            let members: Vec<usize> = group.filter(|&j| bins[j] > 0.0).collect();
             let mass: f64 = members.iter().map(|&j| bins[j]).sum();
             members.iter().for_each(|&j| q[j] = mass / members.len() as f64);
         }
