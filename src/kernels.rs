@@ -2,8 +2,13 @@
 
 pub mod conv;
 pub mod gemm;
+pub mod normalize;
 pub mod pool;
 pub mod real;
+pub mod recurrent;
+pub mod reduce;
+pub mod requantize;
 mod simd;
+pub mod softmax;
 pub mod strided;
 pub mod window;

@@ -35,11 +35,10 @@ macro_rules! families {
     };
 }
 
-families! { cast, conv, gemm, join, pool, shape }
+families! { cast, control, conv, gemm, join, norm, normalize, pool, quantize, recurrent, reduce, select, shape, softmax }
 
 pub mod operand;
 pub mod slots;
-pub mod window;
 
 #[cfg(test)]
 mod backend_tests;

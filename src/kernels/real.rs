@@ -51,6 +51,16 @@ pub trait Real:
         x.iter_mut().for_each(|v| *v = v.exp());
     }
 
+    /// Replaces every element by its hyperbolic tangent.
+    fn tanh_slice(x: &mut [Self]) {
+        x.iter_mut().for_each(|v| *v = v.tanh());
+    }
+
+    /// Replaces every element by its sigmoid.
+    fn sigmoid_slice(x: &mut [Self]) {
+        x.iter_mut().for_each(|v| *v = v.sigmoid());
+    }
+
     /// The greater of two numbers; NaN if either is NaN.
     fn maximum(self, other: Self) -> Self {
         if other > self || is_nan(other) { other } else { self }

@@ -1,0 +1,270 @@
+//! Recurrent cells: LSTM, GRU and the plain one.
+//!
+//! The product of the inputs with their weights does not depend on the state, so it is computed for all steps at
+//! once; a step then costs one product of the states with the recurrent weights, and the gates.
+
+use super::real::Real;
+use super::reduce::dot;
+
+/// An activation function with its constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Activation {
+    /// Which function.
+    pub function: Function,
+    /// First constant, where there is one.
+    pub alpha: f32,
+    /// Second constant, where there is one.
+    pub beta: f32,
+}
+
+/// The shape of an activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Function {
+    /// `max(x, 0)`
+    Relu,
+    /// `tanh x`
+    Tanh,
+    /// `1 / (1 + e^-x)`
+    Sigmoid,
+    /// `alpha · x + beta`
+    Affine,
+    /// `x`, or `alpha · x` below 0
+    LeakyRelu,
+    /// `x`, or 0 below `alpha`
+    ThresholdedRelu,
+    /// `alpha · tanh(beta · x)`
+    ScaledTanh,
+    /// `alpha · x + beta` within [0, 1]
+    HardSigmoid,
+    /// `x`, or `alpha · (e^x - 1)` below 0
+    Elu,
+    /// `x / (1 + |x|)`
+    Softsign,
+    /// `ln(1 + e^x)`
+    Softplus,
+}
+
+impl Activation {
+    fn apply<T: Real>(&self, x: &mut [T]) {
+        let (alpha, beta, zero, one) = (T::of(self.alpha.into()), T::of(self.beta.into()), T::ZERO, T::ONE);
+        let mut each = |f: &dyn Fn(T) -> T| x.iter_mut().for_each(|v| *v = f(*v));
+        match self.function {
+            Function::Tanh => T::tanh_slice(x),
+            Function::Sigmoid => T::sigmoid_slice(x),
+            Function::Relu => each(&|v| if v < zero { zero } else { v }),
+            Function::Affine => each(&|v| alpha * v + beta),
+            Function::LeakyRelu => each(&|v| if v < zero { alpha * v } else { v }),
+            Function::ThresholdedRelu => each(&|v| if v > alpha { v } else { zero }),
+            Function::ScaledTanh => each(&|v| alpha * (beta * v).tanh()),
+            Function::HardSigmoid => each(&|v| clamp(alpha * v + beta, zero, one)),
+            Function::Elu => each(&|v| if v < zero { alpha * (v.exp() - one) } else { v }),
+            Function::Softsign => each(&|v| v / (one + v.abs())),
+            // e^-|x| never overflows.
+            Function::Softplus => each(&|v| (-v.abs()).exp().ln_1p() + if v > zero { v } else { zero }),
+        }
+    }
+}
+
+fn clamp<T: Real>(v: T, low: T, high: T) -> T {
+    if v < low {
+        low
+    } else if v > high {
+        high
+    } else {
+        v
+    }
+}
+
+/// The kind of cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cell {
+    /// Long short-term memory; gates in the order input, output, forget, cell.
+    Lstm {
+        /// The forget gate is one minus the input gate.
+        coupled: bool,
+    },
+    /// Gated recurrent unit; gates in the order update, reset, hidden.
+    Gru {
+        /// The reset gate multiplies the product with the recurrent weights instead of the state.
+        linear_before_reset: bool,
+    },
+    /// One layer with an activation.
+    Plain,
+}
+
+impl Cell {
+    /// Number of gates.
+    pub fn gates(self) -> usize {
+        match self {
+            Self::Lstm { .. } => 4,
+            Self::Gru { .. } => 3,
+            Self::Plain => 1,
+        }
+    }
+
+    /// Number of activation functions.
+    pub fn activations(self) -> usize {
+        match self {
+            Self::Lstm { .. } => 3,
+            Self::Gru { .. } => 2,
+            Self::Plain => 1,
+        }
+    }
+}
+
+/// Sizes of a recurrent layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Steps.
+    pub time: usize,
+    /// Sequences.
+    pub batch: usize,
+    /// Inputs of a step.
+    pub input: usize,
+    /// States of a cell.
+    pub hidden: usize,
+}
+
+/// One direction of a recurrent layer. With G gates and H states:
+#[derive(Debug)]
+pub struct Layer<'a, T> {
+    /// The kind of cell.
+    pub cell: Cell,
+    /// From the last step to the first.
+    pub reverse: bool,
+    /// Input weights, G · H × input.
+    pub weights: &'a [T],
+    /// Recurrent weights, G · H × H.
+    pub recurrent: &'a [T],
+    /// Biases of the input product and of the recurrent product, each G · H, or none.
+    pub biases: Option<(&'a [T], &'a [T])>,
+    /// Weights from the cell to the input, output and forget gates, each H, or none.
+    pub peepholes: Option<&'a [T]>,
+    /// As many as the cell wants.
+    pub activations: &'a [Activation],
+    /// Limits what goes into the gates' activations.
+    pub clip: Option<T>,
+}
+
+/// Runs a layer over `x` (time × batch × input). Sequence `b` ends after `lengths[b]` steps. `h` and `c` (batch × H)
+/// hold the initial states and then the last ones; `emit` gets step, sequence and state.
+pub fn run<T: Real>(
+    layer: &Layer<T>,
+    sizes: Sizes,
+    x: &[T],
+    lengths: &[usize],
+    (h, c): (&mut [T], &mut [T]),
+    mut emit: impl FnMut(usize, usize, &[T]),
+) {
+    let (hidden, width) = (sizes.hidden, layer.cell.gates() * sizes.hidden);
+    let from_inputs = products(x, layer.weights, sizes.input, layer.biases.map(|b| b.0), width);
+    let mut gates = vec![T::ZERO; width];
+    let mut scratch = vec![T::ZERO; hidden];
+    for step in 0..sizes.time {
+        let from_states = products(h, layer.recurrent, hidden, layer.biases.map(|b| b.1), width);
+        for (b, &length) in lengths.iter().enumerate().filter(|&(_, &length)| step < length) {
+            let t = if layer.reverse { length - 1 - step } else { step };
+            gates.copy_from_slice(&from_inputs[(t * sizes.batch + b) * width..][..width]);
+            let states = &from_states[b * width..][..width];
+            let h = &mut h[b * hidden..][..hidden];
+            match layer.cell {
+                Cell::Lstm { coupled } => {
+                    add(&mut gates, states);
+                    layer.lstm(&mut gates, h, &mut c[b * hidden..][..hidden], coupled);
+                }
+                Cell::Gru { linear_before_reset } => {
+                    layer.gru(&mut gates, states, h, linear_before_reset, &mut scratch);
+                }
+                Cell::Plain => {
+                    add(&mut gates, states);
+                    layer.activate(0, &mut gates);
+                    h.copy_from_slice(&gates);
+                }
+            }
+            emit(t, b, h);
+        }
+    }
+}
+
+impl<T: Real> Layer<'_, T> {
+    fn activate(&self, which: usize, x: &mut [T]) {
+        if let Some(limit) = self.clip {
+            x.iter_mut().for_each(|v| *v = clamp(*v, -limit, limit));
+        }
+        if let Some(activation) = self.activations.get(which) {
+            activation.apply(x);
+        }
+    }
+
+    fn lstm(&self, gates: &mut [T], h: &mut [T], c: &mut [T], coupled: bool) {
+        let n = h.len();
+        let (input, rest) = gates.split_at_mut(n);
+        let (output, rest) = rest.split_at_mut(n);
+        let (forget, cell) = rest.split_at_mut(n);
+        if let Some(p) = self.peepholes {
+            add_product(input, &p[..n], c);
+            add_product(forget, &p[2 * n..], c);
+        }
+        self.activate(0, input);
+        self.activate(0, forget);
+        self.activate(1, cell);
+        for i in 0..n {
+            let keep = if coupled { T::ONE - input[i] } else { forget[i] };
+            c[i] = keep * c[i] + input[i] * cell[i];
+        }
+        if let Some(p) = self.peepholes {
+            add_product(output, &p[n..2 * n], c);
+        }
+        self.activate(0, output);
+        h.copy_from_slice(c);
+        if let Some(activation) = self.activations.get(2) {
+            activation.apply(h);
+        }
+        h.iter_mut().zip(output).for_each(|(h, &mut o)| *h = *h * o);
+    }
+
+    fn gru(&self, gates: &mut [T], states: &[T], h: &mut [T], linear_before_reset: bool, scratch: &mut [T]) {
+        let n = h.len();
+        let (update_reset, hidden) = gates.split_at_mut(2 * n);
+        add(update_reset, &states[..2 * n]);
+        self.activate(0, update_reset);
+        let (update, reset) = update_reset.split_at(n);
+        if linear_before_reset {
+            add_product(hidden, reset, &states[2 * n..]);
+        } else {
+            for i in 0..n {
+                scratch[i] = reset[i] * h[i];
+            }
+            let bias = self.biases.map(|b| &b.1[2 * n..]);
+            add(hidden, &products(scratch, &self.recurrent[2 * n * n..], n, bias, n));
+        }
+        self.activate(1, hidden);
+        for i in 0..n {
+            h[i] = (T::ONE - update[i]) * hidden[i] + update[i] * h[i];
+        }
+    }
+}
+
+fn add<T: Real>(sum: &mut [T], other: &[T]) {
+    sum.iter_mut().zip(other).for_each(|(s, &o)| *s += o);
+}
+
+fn add_product<T: Real>(sum: &mut [T], a: &[T], b: &[T]) {
+    sum.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (&a, &b))| *s += a * b);
+}
+
+/// `rows · weightsᵀ + bias`: rows of `depth` elements become rows of `width`.
+fn products<T: Real>(rows: &[T], weights: &[T], depth: usize, bias: Option<&[T]>, width: usize) -> Vec<T> {
+    if depth == 0 {
+        return bias.unwrap_or(&vec![T::ZERO; width]).to_vec();
+    }
+    let mut y = Vec::with_capacity(rows.len() / depth * width);
+    for row in rows.chunks_exact(depth) {
+        let start = y.len();
+        y.extend(weights.chunks_exact(depth).map(|w| dot(row, w)));
+        if let Some(bias) = bias {
+            add(&mut y[start..], bias);
+        }
+    }
+    y
+}
