@@ -39,6 +39,7 @@ families! { cast, control, conv, gemm, join, norm, normalize, pool, quantize, re
 
 pub mod operand;
 pub mod slots;
+pub mod window;
 
 #[cfg(test)]
 mod backend_tests;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::operand::{self, Real, around, elements, in_reals, required, type_of};
+use super::operand::{Real, elements, in_reals};
+use super::slots::{self, around, known, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
@@ -60,7 +61,7 @@ impl LocalResponse {
 
 impl Op for LocalResponse {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
@@ -89,7 +90,7 @@ impl LpNormalization {
     }
 
     fn run<T: Real>(&self, x: &Array) -> Result<Vec<Array>, Fault> {
-        let extents @ (_, n, inner) = around(x.shape(), operand::axis(self.axis, x.rank())?);
+        let extents @ (_, n, inner) = around(x.shape(), slots::axis(self.axis, x.rank())?);
         let input = T::read(x)?;
         let mut y = elements(&input)?.to_vec();
         if y.is_empty() {
@@ -112,7 +113,7 @@ impl LpNormalization {
 
 impl Op for LpNormalization {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

@@ -8,7 +8,8 @@
 
 use std::sync::Arc;
 
-use super::operand::{self, Real, elements, in_reals, optional, required, rounded, type_of};
+use super::operand::{Real, elements, in_reals, rounded};
+use super::slots::{self, known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
@@ -97,7 +98,7 @@ impl BatchNormalization {
 
 impl Op for BatchNormalization {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
@@ -174,7 +175,7 @@ impl GroupNormalization {
 
 impl Op for GroupNormalization {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
@@ -212,7 +213,7 @@ impl LayerNormalization {
     /// y, mean and 1 / deviation.
     fn run<T: Real>(&self, inputs: &[Option<Array>]) -> Result<[Array; 3], Fault> {
         let x = required(inputs, 0)?;
-        let axis = operand::axis(self.axis, x.rank())?;
+        let axis = slots::axis(self.axis, x.rank())?;
         let n: usize = x.shape()[axis..].iter().product();
         let scale = spread::<T>(required(inputs, 1)?, x.shape(), axis)?;
         let bias = optional(inputs, 2).map(|bias| spread::<T>(bias, x.shape(), axis)).transpose()?;
@@ -252,10 +253,10 @@ fn spread<T: Real>(array: &Array, shape: &[usize], axis: usize) -> Result<Vec<T>
 
 impl Op for LayerNormalization {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let Some(x) = type_of(inputs, 0) else { return Ok(vec![]) };
+        let Some(x) = known(inputs, 0) else { return Ok(vec![]) };
         let mut dims = x.dims.clone();
         if let Some(dims) = &mut dims {
-            let axis = operand::axis(self.axis, dims.len())?;
+            let axis = slots::axis(self.axis, dims.len())?;
             dims[axis..].fill(Dim::Known(1));
         }
         let statistics = Some(TensorType { dtype: self.stash, dims });
@@ -293,7 +294,7 @@ impl MeanVariance {
     }
 
     fn run<T: Real>(&self, x: &Array) -> Result<Vec<Array>, Fault> {
-        let shared = self.axes.iter().map(|&a| operand::axis(a, x.rank())).collect::<Result<Vec<_>, _>>()?;
+        let shared = self.axes.iter().map(|&a| slots::axis(a, x.rank())).collect::<Result<Vec<_>, _>>()?;
         let (reduced, kept): (Vec<usize>, Vec<usize>) = (0..x.rank()).partition(|a| shared.contains(a));
         let order: Vec<usize> = kept.iter().chain(&reduced).copied().collect();
         let moved = x.transposed(&order)?;
@@ -312,7 +313,7 @@ impl MeanVariance {
 
 impl Op for MeanVariance {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

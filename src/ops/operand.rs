@@ -1,46 +1,10 @@
-//! Reading operands: input slots, axes, and the type that an operator computes in.
+//! The type that an operator on real numbers computes in: `f64` for itself, `f32` for the rest.
 
 use half::{bf16, f16};
 
 use crate::error::Fault;
-use crate::fail;
-use crate::ir::{Array, DType, Element, Fact, Nd, TensorType};
+use crate::ir::{Array, DType, Element, Nd};
 use crate::kernels;
-
-/// The value in an input slot that must be filled.
-pub fn required(inputs: &[Option<Array>], slot: usize) -> Result<&Array, Fault> {
-    optional(inputs, slot).ok_or_else(|| format!("input {slot} is missing").into())
-}
-
-/// The value in an input slot that may be empty.
-pub fn optional(inputs: &[Option<Array>], slot: usize) -> Option<&Array> {
-    inputs.get(slot)?.as_ref()
-}
-
-/// The type of an input, if anything is known of it.
-pub fn type_of<'a>(inputs: &[Option<Fact<'a>>], slot: usize) -> Option<&'a TensorType> {
-    Some(inputs.get(slot)?.as_ref()?.ty)
-}
-
-/// The value of an input if it is a constant.
-pub fn constant_of(inputs: &[Option<Fact>], slot: usize) -> Result<Option<Array>, Fault> {
-    let tensor = inputs.get(slot).copied().flatten().and_then(|fact| fact.constant);
-    tensor.map(|t| t.array()).transpose()
-}
-
-/// The axis as an index; negative ones count from the end.
-pub fn axis(axis: i64, rank: usize) -> Result<usize, Fault> {
-    let index = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
-    match index.and_then(|i| usize::try_from(i).ok()) {
-        Some(index) if index < rank => Ok(index),
-        _ => fail!("axis {axis} is out of range for {rank} dimensions"),
-    }
-}
-
-/// Row-major strides around an axis: elements before it, along it and after it. The shape must belong to an array.
-pub fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
-    (shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product())
-}
 
 /// A type that operators compute in: `f32` (also for the 16-bit types) or `f64`.
 pub trait Real: kernels::real::Real + Element {
@@ -121,9 +85,9 @@ pub fn run(
     let op = (def.parse)(&mut attrs)?;
     assert!(attrs.unread().is_empty(), "unread: {:?}", attrs.unread());
     let found = op.float(inputs)?;
-    let types: Vec<TensorType> = inputs.iter().flatten().map(Array::tensor_type).collect();
+    let types: Vec<crate::ir::TensorType> = inputs.iter().flatten().map(Array::tensor_type).collect();
     let tensors: Vec<_> = inputs.iter().flatten().map(crate::ir::Tensor::from_array).collect();
-    let mut known = types.iter().zip(&tensors).map(|(ty, t)| Fact { ty, constant: Some(t) });
+    let mut known = types.iter().zip(&tensors).map(|(ty, t)| super::Fact { ty, constant: Some(t) });
     let facts: Vec<_> = inputs.iter().map(|i| i.as_ref().and_then(|_| known.next())).collect();
     for (inferred, array) in op.infer(&facts)?.into_iter().zip(&found) {
         assert_eq!(inferred, Some(array.tensor_type()), "inferred type of {name}");

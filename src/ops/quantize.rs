@@ -7,7 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::operand::{around, axis, elements, optional, required, rounded, type_of};
+use super::operand::{elements, rounded};
+use super::slots::{around, axis, known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
@@ -103,10 +104,10 @@ impl Quantize {
 
 impl Op for Quantize {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let dims = type_of(inputs, 0).and_then(|t| t.dims.clone());
-        let dtype = match (type_of(inputs, 2), inputs.get(2)) {
+        let dims = known(inputs, 0).and_then(|t| t.dims.clone());
+        let dtype = match (known(inputs, 2), inputs.get(2)) {
             (Some(zero), _) => zero.dtype,
-            // A zero point of unknown type, or none at all, which is an empty slot to inference as well.
+            // A zero point of unknown type, or an empty slot: inference cannot tell them apart.
             (None, Some(_)) if self.output_dtype.is_none() => return Ok(vec![None]),
             _ => self.output_dtype.unwrap_or(DType::U8),
         };
@@ -153,10 +154,10 @@ impl Dequantize {
 
 impl Op for Dequantize {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let Some(dtype) = self.output_dtype.or(type_of(inputs, 1).map(|t| t.dtype)) else {
+        let Some(dtype) = self.output_dtype.or(known(inputs, 1).map(|t| t.dtype)) else {
             return Ok(vec![None]);
         };
-        let dims = type_of(inputs, 0).and_then(|t| t.dims.clone());
+        let dims = known(inputs, 0).and_then(|t| t.dims.clone());
         Ok(vec![Some(TensorType { dtype, dims })])
     }
 
@@ -234,7 +235,7 @@ impl Layout {
 
 impl Op for DynamicQuantize {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let dims = type_of(inputs, 0).and_then(|t| t.dims.clone());
+        let dims = known(inputs, 0).and_then(|t| t.dims.clone());
         let scalar = |dtype| Some(TensorType::known(dtype, &[]));
         Ok(vec![Some(TensorType { dtype: DType::U8, dims }), scalar(DType::F32), scalar(DType::U8)])
     }

@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use super::operand::{Real, elements, in_reals, optional, required, type_of};
+use super::operand::{Real, elements, in_reals};
+use super::slots::{known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
@@ -204,7 +205,7 @@ fn activation(
 
 impl Op for Recurrent {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let Some(x) = type_of(inputs, 0) else { return Ok(Vec::new()) };
+        let Some(x) = known(inputs, 0) else { return Ok(Vec::new()) };
         let (first, second) = match &x.dims {
             Some(dims) => match dims.as_slice() {
                 [first, second, _] => (first.clone(), second.clone()),
@@ -215,7 +216,7 @@ impl Op for Recurrent {
         let ways = Dim::Known(self.directions());
         let hidden = match self.hidden_size {
             Some(n) => Dim::Known(n),
-            None => type_of(inputs, 2).and_then(|r| r.dim(2).cloned()).unwrap_or(Dim::Unknown),
+            None => known(inputs, 2).and_then(|r| r.dim(2).cloned()).unwrap_or(Dim::Unknown),
         };
         let (y, last) = match self.batch_first {
             true => (vec![first.clone(), second, ways.clone(), hidden.clone()], vec![first, ways, hidden]),

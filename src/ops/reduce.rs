@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use super::operand::{self, around, constant_of, elements, optional, required, type_of};
+use super::operand::{elements};
+use super::slots::{self, around, constant, known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
 use crate::error::Fault;
 use crate::fail;
@@ -91,7 +92,7 @@ impl Reduce {
         let axes = axes.as_ref().unwrap_or(&self.axes);
         let mut mask = vec![axes.is_empty() && !self.noop_with_empty_axes; rank];
         for &axis in axes {
-            mask[operand::axis(axis, rank)?] = true;
+            mask[slots::axis(axis, rank)?] = true;
         }
         Ok(mask)
     }
@@ -123,8 +124,8 @@ impl Reduce {
 
 impl Op for Reduce {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let Some(x) = type_of(inputs, 0) else { return Ok(vec![None]) };
-        let axes = constant_of(inputs, 1)?;
+        let Some(x) = known(inputs, 0) else { return Ok(vec![None]) };
+        let axes = constant(inputs, 1)?;
         let computed = inputs.get(1).is_some() && axes.is_none();
         let Some(dims) = &x.dims else { return Ok(vec![Some(x.clone())]) };
         if computed {
@@ -201,13 +202,13 @@ impl Cumulative {
 
 impl Op for Cumulative {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let (x, along) = (required(inputs, 0)?, required(inputs, 1)?.to_i64()?);
         let [along] = along[..] else { fail!("the axis is not one number") };
-        let axis = operand::axis(along, x.rank())?;
+        let axis = slots::axis(along, x.rank())?;
         let wide = number::widened(x)?;
         let y: Result<Array, Fault> = number::dispatch!(wide.dtype(), T => self.run::<T>(&wide, axis));
         Ok(vec![number::narrowed(y?, x.dtype())])

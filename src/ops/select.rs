@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::operand::{self, around, constant_of, elements, required, type_of};
+use super::operand::{elements};
+use super::slots::{self, around, constant, known, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
@@ -76,9 +77,9 @@ impl Arg {
 
 impl Op for Arg {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let mut dims = type_of(inputs, 0).and_then(|t| t.dims.clone());
+        let mut dims = known(inputs, 0).and_then(|t| t.dims.clone());
         if let Some(dims) = &mut dims {
-            let axis = operand::axis(self.axis, dims.len())?;
+            let axis = slots::axis(self.axis, dims.len())?;
             match self.keepdims {
                 true => dims[axis] = Dim::Known(1),
                 false => drop(dims.remove(axis)),
@@ -89,7 +90,7 @@ impl Op for Arg {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let x = required(inputs, 0)?;
-        let axis = operand::axis(self.axis, x.rank())?;
+        let axis = slots::axis(self.axis, x.rank())?;
         let extents @ (outer, n, inner) = around(x.shape(), axis);
         if n == 0 && outer * inner > 0 {
             fail!("{:?} has no element along axis {axis}", x.shape());
@@ -193,11 +194,11 @@ impl TopK {
 
 impl Op for TopK {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let Some(x) = type_of(inputs, 0) else { return Ok(vec![None]) };
-        let k = self.count(constant_of(inputs, 1)?.as_ref())?;
+        let Some(x) = known(inputs, 0) else { return Ok(vec![None]) };
+        let k = self.count(constant(inputs, 1)?.as_ref())?;
         let mut dims = x.dims.clone();
         if let Some(dims) = &mut dims {
-            let axis = operand::axis(self.axis, dims.len())?;
+            let axis = slots::axis(self.axis, dims.len())?;
             dims[axis] = k.map_or(Dim::Unknown, Dim::Known);
         }
         let indices = TensorType { dtype: DType::I64, dims: dims.clone() };
@@ -206,8 +207,8 @@ impl Op for TopK {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let x = required(inputs, 0)?;
-        let axis = operand::axis(self.axis, x.rank())?;
-        let Some(k) = self.count(operand::optional(inputs, 1))? else { fail!("K is missing") };
+        let axis = slots::axis(self.axis, x.rank())?;
+        let Some(k) = self.count(slots::optional(inputs, 1))? else { fail!("K is missing") };
         let mut shape = x.shape().to_vec();
         shape[axis] = k;
         by_type!(x, a => {

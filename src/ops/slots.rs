@@ -54,6 +54,11 @@ pub fn axes(list: &[i64], rank: usize) -> Result<Vec<usize>, Fault> {
     Ok(named)
 }
 
+/// How many elements lie before, along and after an axis. The shape must be an array's and have the axis.
+pub fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
+    (shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product())
+}
+
 /// Integers as the extents of a shape that can exist.
 pub fn extents(list: &[i64]) -> Result<Vec<usize>, Fault> {
     let shape = list

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::operand::{self, Real, elements, in_reals, required, type_of};
+use super::operand::{Real, elements, in_reals};
+use super::slots::{self, known, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
 use crate::error::Fault;
 use crate::ir::{Array, TensorType};
@@ -56,8 +57,8 @@ impl Softmax {
         if shape.is_empty() {
             return Ok((1, 1, 1));
         }
-        let axis = operand::axis(self.axis, shape.len())?;
-        let (outer, n, inner) = operand::around(shape, axis);
+        let axis = slots::axis(self.axis, shape.len())?;
+        let (outer, n, inner) = slots::around(shape, axis);
         Ok(if self.flatten { (outer, n * inner, 1) } else { (outer, n, inner) })
     }
 
@@ -82,7 +83,7 @@ impl Softmax {
 
 impl Op for Softmax {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![type_of(inputs, 0).cloned()])
+        Ok(vec![known(inputs, 0).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
