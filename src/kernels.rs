@@ -1,8 +1,11 @@
 //! Arithmetic only: loops over slices and arrays that know shapes and strides, and nothing of ONNX.
 
+pub mod broadcast;
 pub mod conv;
 pub mod gemm;
+pub mod math;
 pub mod normalize;
+pub mod number;
 pub mod pool;
 pub mod real;
 pub mod recurrent;

@@ -35,8 +35,12 @@ macro_rules! families {
     };
 }
 
-families! { cast, control, conv, gemm, join, norm, normalize, pool, quantize, recurrent, reduce, select, shape, softmax }
+families! {
+    activation, arithmetic, cast, compare, control, conv, gemm, join, norm, normalize, pool, quantize,
+    recurrent, reduce, select, shape, softmax, unary,
+}
 
+mod elementwise;
 pub mod operand;
 pub mod slots;
 pub mod window;

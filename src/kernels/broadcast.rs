@@ -1,0 +1,207 @@
+//! Broadcasting: element by element over arrays whose shapes differ.
+//!
+//! Shapes are aligned at their last axes; an axis of extent 1 (or a missing one) is repeated. Neighbouring axes in
+//! which every operand does the same thing (steps or stays) are merged, which leaves one row loop for equal shapes
+//! or a scalar operand, and two or three nested loops for a trailing or a per-channel operand. Along a row an operand
+//! is a slice or one repeated element, so the row loop needs no index arithmetic.
+
+use crate::error::Fault;
+use crate::fail;
+use crate::ir::element_count;
+
+/// The shape that `shapes` broadcast to.
+pub fn shape<'a>(shapes: impl IntoIterator<Item = &'a [usize]>) -> Result<Vec<usize>, Fault> {
+    let mut out: Vec<usize> = Vec::new();
+    for shape in shapes {
+        if shape.len() > out.len() {
+            out.splice(0..0, std::iter::repeat_n(1, shape.len() - out.len()));
+        }
+        let skip = out.len() - shape.len();
+        for (o, &d) in out.iter_mut().skip(skip).zip(shape) {
+            match (*o, d) {
+                (a, b) if a == b => {}
+                (1, b) => *o = b,
+                (_, 1) => {}
+                (a, b) => fail!("extents {a} and {b} do not broadcast"),
+            }
+        }
+    }
+    element_count(&out)?;
+    Ok(out)
+}
+
+/// The loops over `N` operands that broadcast together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Walk<const N: usize> {
+    /// The broadcast shape.
+    pub shape: Vec<usize>,
+    /// Outer loops, outermost first: extent and the distance between elements in each operand.
+    outer: Vec<(usize, [usize; N])>,
+    /// Elements of a row.
+    row: usize,
+    /// True: the operand steps along a row; false: one element is repeated.
+    steps: [bool; N],
+}
+
+impl<const N: usize> Walk<N> {
+    /// Plans the loops over operands of these shapes.
+    pub fn new(shapes: [&[usize]; N]) -> Result<Self, Fault> {
+        let shape = shape(shapes)?;
+        let mut strides = [1; N];
+        let mut loops: Vec<(usize, [usize; N])> = Vec::new();
+        for (back, &extent) in shape.iter().rev().enumerate().filter(|(_, d)| **d != 1) {
+            let step: [usize; N] = std::array::from_fn(|i| {
+                let own = shapes[i].iter().rev().nth(back).copied().unwrap_or(1);
+                let step = if own == 1 { 0 } else { strides[i] };
+                strides[i] *= own;
+                step
+            });
+            match loops.last_mut() {
+                Some((inner, steps)) if (0..N).all(|i| step[i] == *inner * steps[i]) => *inner *= extent,
+                _ => loops.push((extent, step)),
+            }
+        }
+        loops.reverse();
+        let (row, steps) = loops.pop().unwrap_or((1, [0; N]));
+        Ok(Self { shape, outer: loops, row, steps: steps.map(|s| s != 0) })
+    }
+
+    /// Calls `row` with where each operand starts, row by row.
+    fn rows(&self, mut row: impl FnMut([usize; N])) {
+        if self.row == 0 || self.outer.iter().any(|(extent, _)| *extent == 0) {
+            return;
+        }
+        let mut index = vec![0; self.outer.len()];
+        let mut at = [0; N];
+        loop {
+            row(at);
+            let mut axis = self.outer.len();
+            loop {
+                let Some(next) = axis.checked_sub(1) else { return };
+                axis = next;
+                let (extent, steps) = self.outer[axis];
+                index[axis] += 1;
+                (0..N).for_each(|i| at[i] += steps[i]);
+                if index[axis] < extent {
+                    break;
+                }
+                index[axis] = 0;
+                (0..N).for_each(|i| at[i] -= steps[i] * extent);
+            }
+        }
+    }
+}
+
+/// `f` of every pair of elements of `a` and `b`, with the broadcast shape.
+pub fn zip<A, B, C>(
+    (a, a_shape): (&[A], &[usize]),
+    (b, b_shape): (&[B], &[usize]),
+    f: impl Fn(&A, &B) -> C,
+) -> Result<(Vec<usize>, Vec<C>), Fault> {
+    let walk = Walk::new([a_shape, b_shape])?;
+    let mut out = Vec::with_capacity(walk.shape.iter().product());
+    let n = walk.row;
+    match walk.steps {
+        [true, true] => {
+            walk.rows(|[i, j]| out.extend(a[i..i + n].iter().zip(&b[j..j + n]).map(|(x, y)| f(x, y))));
+        }
+        [true, false] => walk.rows(|[i, j]| {
+            let y = &b[j];
+            out.extend(a[i..i + n].iter().map(|x| f(x, y)));
+        }),
+        [false, true] => walk.rows(|[i, j]| {
+            let x = &a[i];
+            out.extend(b[j..j + n].iter().map(|y| f(x, y)));
+        }),
+        [false, false] => walk.rows(|[i, j]| out.extend((0..n).map(|_| f(&a[i], &b[j])))),
+    }
+    Ok((walk.shape, out))
+}
+
+/// Elements of `a` where `mask` holds, else of `b`, with the broadcast shape.
+pub fn select<T: Clone>(
+    (mask, mask_shape): (&[bool], &[usize]),
+    (a, a_shape): (&[T], &[usize]),
+    (b, b_shape): (&[T], &[usize]),
+) -> Result<(Vec<usize>, Vec<T>), Fault> {
+    let walk = Walk::new([mask_shape, a_shape, b_shape])?;
+    let mut out = Vec::with_capacity(walk.shape.iter().product());
+    let [sm, sa, sb] = walk.steps.map(usize::from);
+    walk.rows(|[m, i, j]| {
+        let pick = |k| if mask[m + sm * k] { &a[i + sa * k] } else { &b[j + sb * k] };
+        out.extend((0..walk.row).map(|k| pick(k).clone()));
+    });
+    Ok((walk.shape, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Index arithmetic element by element.
+    fn naive(shapes: [&[usize]; 2]) -> Vec<(usize, usize)> {
+        let out = shape(shapes).unwrap();
+        let locate = |own: &[usize], mut flat: usize| {
+            let (mut at, mut stride) = (0, 1);
+            for (back, &extent) in out.iter().rev().enumerate() {
+                let i = flat % extent;
+                flat /= extent;
+                let d = own.iter().rev().nth(back).copied().unwrap_or(1);
+                at += if d == 1 { 0 } else { i * stride };
+                stride *= d;
+            }
+            at
+        };
+        (0..out.iter().product()).map(|i| (locate(shapes[0], i), locate(shapes[1], i))).collect()
+    }
+
+    #[test]
+    fn every_pair_of_small_shapes() {
+        let mut shapes: Vec<Vec<usize>> = vec![vec![]];
+        for rank in 1..=4usize {
+            for code in 0..3usize.pow(rank as u32) {
+                shapes.push((0..rank).map(|i| [1, 2, 3][code / 3usize.pow(i as u32) % 3]).collect());
+            }
+        }
+        let mut tried = 0;
+        for a in &shapes {
+            for b in shapes.iter().filter(|b| shape([&a[..], &b[..]]).is_ok()) {
+                let x: Vec<usize> = (0..a.iter().product()).collect();
+                let y: Vec<usize> = (0..b.iter().product()).collect();
+                let (_, found) = zip((&x, a), (&y, b), |x, y| (*x, *y)).unwrap();
+                assert_eq!(found, naive([a, b]), "{a:?} with {b:?}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 1000);
+    }
+
+    #[test]
+    fn loops_are_merged() {
+        let image = [2, 3, 4, 5];
+        let loops = |b: &[usize]| {
+            let walk = Walk::new([&image[..], b]).unwrap();
+            (walk.outer.len(), walk.row)
+        };
+        assert_eq!(loops(&image), (0, 120));
+        assert_eq!(loops(&[1]), (0, 120));
+        assert_eq!(loops(&[4, 5]), (1, 20));
+        assert_eq!(loops(&[1, 3, 1, 1]), (2, 20));
+        assert_eq!(loops(&[2, 1, 1, 1]), (1, 60));
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_and_empty_ones() {
+        assert!(shape([&[2, 3][..], &[3, 2]]).is_err());
+        assert!(shape([&[usize::MAX, 1][..], &[1, usize::MAX]]).is_err());
+        assert_eq!(shape([&[0, 1][..], &[1, 4]]).unwrap(), [0, 4]);
+        let (shape, values) = zip((&[0u8; 0], &[0, 1]), (&[1u8; 4], &[1, 4]), |a, b| a + b).unwrap();
+        assert_eq!((shape, values), (vec![0, 4], vec![]));
+    }
+
+    #[test]
+    fn select_broadcasts_three() {
+        let (shape, values) = select((&[true, false], &[2, 1]), (&[1, 2, 3], &[3]), (&[9], &[])).unwrap();
+        assert_eq!((shape, values), (vec![2, 3], vec![1, 2, 3, 9, 9, 9]));
+    }
+}
