@@ -37,7 +37,11 @@ struct Step {
 
 enum Action {
     Compute(Arc<dyn Op>),
-    Control { control: Control, bodies: Vec<(String, Program)>, outer: HashMap<String, usize> },
+    Control {
+        control: Control,
+        bodies: Vec<(String, Program)>,
+        outer: HashMap<String, usize>,
+    },
     /// Why the node cannot run.
     Missing(String),
 }
@@ -54,7 +58,8 @@ impl Program {
     /// Compiles a graph for a run whose caller also reads these values.
     fn keeping(graph: &Graph, keep: &[ValueId]) -> Result<Self, Error> {
         let order = schedule(graph).map_err(|f| f.at("scheduling"))?;
-        let slots: HashMap<ValueId, usize> = graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
+        let slots: HashMap<ValueId, usize> =
+            graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
         let mut initial = vec![None; slots.len()];
         let mut captures = Vec::new();
         for (&id, &slot) in &slots {
@@ -139,7 +144,8 @@ impl Program {
     /// The same, showing every value to `watch`.
     pub fn run_watched(&self, inputs: &[Array], watch: Watch) -> Result<Vec<Array>, Error> {
         let (outputs, problem) = self.run_as_far_as_possible(inputs, watch)?;
-        let missing = || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("run"));
+        let missing =
+            || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("run"));
         outputs.into_iter().map(|o| o.ok_or_else(missing)).collect()
     }
 
@@ -156,7 +162,8 @@ impl Program {
             let message = format!("the graph has {wanted} inputs, {} were given", inputs.len());
             return Err(Fault::new(message).at("run"));
         }
-        let open = self.inputs.iter().filter(|&&s| inputs.len() == self.inputs.len() || self.initial[s].is_none());
+        let open =
+            self.inputs.iter().filter(|&&s| inputs.len() == self.inputs.len() || self.initial[s].is_none());
         for (&slot, array) in open.zip(inputs) {
             values[slot] = Some(array.clone());
         }
@@ -189,11 +196,13 @@ impl Program {
                     continue;
                 }
                 Action::Compute(op) => {
-                    let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
+                    let inputs: Vec<_> =
+                        step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
                     op.float(&inputs).map_err(|fault| describe(fault, &inputs).at(&step.place))
                 }
                 Action::Control { control, bodies, outer } => {
-                    let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
+                    let inputs: Vec<_> =
+                        step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
                     let scope = |name: &str| outer.get(name).and_then(|&slot| values[slot].clone());
                     control::run(control, bodies, &inputs, &scope).map_err(|e| e.within(&step.place))
                 }
@@ -226,8 +235,11 @@ impl Step {
                 None => Action::Compute(op.clone()),
                 Some(control) => {
                     let bodies = node.bodies.iter().map(|b| Ok((b.name.clone(), Program::new(&b.graph)?)));
-                    let outer =
-                        graph.captures_of(id).into_iter().map(|v| (graph.name(v).to_string(), slots[&v])).collect();
+                    let outer = graph
+                        .captures_of(id)
+                        .into_iter()
+                        .map(|v| (graph.name(v).to_string(), slots[&v]))
+                        .collect();
                     Action::Control { control, bodies: bodies.collect::<Result<_, Error>>()?, outer }
                 }
             },

@@ -113,7 +113,9 @@ fn not_a_model(bytes: &[u8], error: &prost::DecodeError) -> Fault {
         [0x1f, 0x8b, ..] => "it is compressed by gzip",
         [b'{', ..] => "it looks like JSON",
         _ if bytes.starts_with(b"version https://git-lfs") => "it is a Git LFS pointer, not the file itself",
-        _ if bytes.starts_with(b"ORTM") || bytes.get(4..8) == Some(b"ORTM") => "it is in ONNX Runtime's ORT format",
+        _ if bytes.starts_with(b"ORTM") || bytes.get(4..8) == Some(b"ORTM") => {
+            "it is in ONNX Runtime's ORT format"
+        }
         _ => return Fault::new(error.to_string()).hint("is the file whole?"),
     };
     Fault::new(kind)

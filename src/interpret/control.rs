@@ -20,7 +20,9 @@ pub fn run(
 ) -> Result<Vec<Array>, Error> {
     let body = |name: &str| {
         let found = bodies.iter().find(|(n, _)| n == name);
-        found.map(|(_, program)| program).ok_or_else(|| Fault::new(format!("it has no {name}")).at("control flow"))
+        found
+            .map(|(_, program)| program)
+            .ok_or_else(|| Fault::new(format!("it has no {name}")).at("control flow"))
     };
     match control {
         Control::If => {
@@ -61,7 +63,8 @@ impl Program {
         }
         // A nested body captures through this one: its scope is the values here, then those around.
         let problem = self.execute(&mut values, &mut |_, _| {})?;
-        let missing = || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("body"));
+        let missing =
+            || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("body"));
         self.outputs.iter().map(|&slot| values[slot].clone().ok_or_else(missing)).collect()
     }
 }
@@ -74,7 +77,8 @@ fn run_loop(body: &Program, inputs: &[Option<Array>], scope: Scope) -> Result<Ve
     };
     let mut go_on = inputs.get(1).and_then(Option::as_ref).map_or(Ok(true), truth)?;
     let carried = inputs.len().saturating_sub(2);
-    let mut state: Vec<Array> = (0..carried).map(|i| required(inputs, i + 2).cloned()).collect::<Result<_, _>>()?;
+    let mut state: Vec<Array> =
+        (0..carried).map(|i| required(inputs, i + 2).cloned()).collect::<Result<_, _>>()?;
     let scans = body.outputs.len().saturating_sub(1 + carried);
     let mut stacks: Vec<Vec<Array>> = vec![Vec::new(); scans];
     let mut iteration = 0;
@@ -111,7 +115,8 @@ impl ScanPlan<'_> {
             .len()
             .checked_sub(self.scanned)
             .ok_or_else(|| at(Fault::new("it scans more inputs than it has")))?;
-        let mut state: Vec<Array> = (0..carried).map(|i| required(inputs, i).cloned()).collect::<Result<_, _>>()?;
+        let mut state: Vec<Array> =
+            (0..carried).map(|i| required(inputs, i).cloned()).collect::<Result<_, _>>()?;
         let mut sequences = Vec::new();
         for i in 0..self.scanned {
             let array = required(inputs, carried + i)?;
@@ -169,7 +174,11 @@ fn stacked(parts: &[Array], axis: i64) -> Result<Array, Fault> {
     if !(0..rank).contains(&axis) {
         crate::fail!("axis {axis} of an array of rank {rank}");
     }
-    fn stack<T: crate::ir::Element>(parts: &[Array], _like: &crate::ir::Nd<T>, axis: usize) -> Result<Array, Fault>
+    fn stack<T: crate::ir::Element>(
+        parts: &[Array],
+        _like: &crate::ir::Nd<T>,
+        axis: usize,
+    ) -> Result<Array, Fault>
     where
         Array: From<ndarray::ArrayD<T>>,
     {

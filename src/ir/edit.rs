@@ -82,9 +82,7 @@ impl Edit {
     }
 
     fn check(&self, graph: &Graph) -> Result<(), Refusal> {
-        let defined = |v: ValueId| {
-            self.nodes.iter().any(|n| n.outputs.contains(&Some(Operand::Existing(v))))
-        };
+        let defined = |v: ValueId| self.nodes.iter().any(|n| n.outputs.contains(&Some(Operand::Existing(v))));
         for &(from, _) in &self.forwards {
             if graph.is_pinned(from) {
                 return Err(format!("`{}` must keep its name", graph.name(from)).into());
@@ -97,7 +95,9 @@ impl Edit {
                     continue;
                 }
                 if graph.is_pinned(value) {
-                    return Err(format!("`{}` is a graph output or read by a subgraph", graph.name(value)).into());
+                    return Err(
+                        format!("`{}` is a graph output or read by a subgraph", graph.name(value)).into()
+                    );
                 }
                 if graph.uses(value).iter().any(|u| !self.drops.contains(&u.node)) {
                     return Err(format!("`{}` is used elsewhere", graph.name(value)).into());
@@ -122,9 +122,17 @@ impl Edit {
         let orphans: Vec<ValueId> = self
             .drops
             .iter()
-            .flat_map(|&n| graph.outputs_of(n).into_iter().chain(graph.inputs_of(n)).flatten().chain(graph.captures_of(n)))
+            .flat_map(|&n| {
+                graph
+                    .outputs_of(n)
+                    .into_iter()
+                    .chain(graph.inputs_of(n))
+                    .flatten()
+                    .chain(graph.captures_of(n))
+            })
             .collect();
-        let made: Vec<ValueId> = self.values.into_iter().map(|(hint, value)| graph.add_fresh(&hint, value)).collect();
+        let made: Vec<ValueId> =
+            self.values.into_iter().map(|(hint, value)| graph.add_fresh(&hint, value)).collect();
         let resolve = |operand: Operand| match operand {
             Operand::Existing(id) => id,
             Operand::New(index) => made[index],
@@ -136,7 +144,9 @@ impl Edit {
             if let Some(rank) = rank {
                 new.node.rank = rank;
             }
-            let slots = |operands: &[Option<Operand>]| -> Vec<_> { operands.iter().map(|o| o.map(resolve)).collect() };
+            let slots = |operands: &[Option<Operand>]| -> Vec<_> {
+                operands.iter().map(|o| o.map(resolve)).collect()
+            };
             graph.add_node(new.node, &slots(&new.inputs), &slots(&new.outputs));
         }
         for (from, to) in self.forwards {

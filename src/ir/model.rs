@@ -33,7 +33,8 @@ impl Model {
     /// Bytes that constants take in the main graph and its bodies.
     pub fn constant_bytes(&self) -> usize {
         fn of(graph: &Graph) -> usize {
-            let own: usize = graph.constants.iter().filter_map(|&c| graph.constant(c)).map(|t| t.byte_len()).sum();
+            let own: usize =
+                graph.constants.iter().filter_map(|&c| graph.constant(c)).map(|t| t.byte_len()).sum();
             let inner = |n| graph.node(n).bodies.iter().map(|b| of(&b.graph)).sum::<usize>();
             own + graph.nodes().map(inner).sum::<usize>()
         }

@@ -6,8 +6,8 @@ use crate::error::{Error, Fault};
 use crate::ir::{Dim, Graph, Model, Node, NodeId, Tensor, TensorType, ValueId, schedule};
 use crate::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    attribute_proto::AttributeType, tensor_proto::DataLocation, type_proto,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, type_proto,
 };
 
 /// What happens to tensors whose payload lies in another file.
@@ -23,7 +23,10 @@ pub enum External {
 pub fn emit(model: &Model, external: External) -> Result<ModelProto, Error> {
     let mut proto = model.rest.clone();
     let same = proto.opset_import.len() == model.opsets.len()
-        && proto.opset_import.iter().all(|s| model.opsets.get(s.domain.as_deref().unwrap_or("")) == s.version.as_ref());
+        && proto
+            .opset_import
+            .iter()
+            .all(|s| model.opsets.get(s.domain.as_deref().unwrap_or("")) == s.version.as_ref());
     if !same {
         let set = |(domain, version): (&String, &i64)| OperatorSetIdProto {
             domain: Some(domain.clone()),

@@ -25,7 +25,9 @@ pub fn import(mut proto: ModelProto, external: LoadExternal) -> Result<Model, Er
     let at = |fault: Fault| fault.at("not a usable model");
     let Some(graph) = proto.graph.take() else { return Err(at("it holds no graph".into())) };
     if proto.ir_version.is_none() || proto.opset_import.is_empty() {
-        return Err(at(Fault::new("ir_version or opset_import is missing").hint("is it an ONNX file, and whole?")));
+        return Err(at(
+            Fault::new("ir_version or opset_import is missing").hint("is it an ONNX file, and whole?")
+        ));
     }
     let mut model = Model::default();
     for set in &proto.opset_import {
@@ -134,8 +136,19 @@ impl Importer<'_> {
             .map_err(|e| e.within(format_args!("node `{name}` ({op_type})")))?;
         let domain = proto.domain.clone().unwrap_or_default();
         let (op, unknown) = parse(self.model, &domain, &op_type, &attributes, inputs.len(), outputs.len());
-        let node =
-            Node { name, op_type, domain, attributes, op, unknown, bodies, inputs: 0, outputs: 0, rank, rest: proto };
+        let node = Node {
+            name,
+            op_type,
+            domain,
+            attributes,
+            op,
+            unknown,
+            bodies,
+            inputs: 0,
+            outputs: 0,
+            rank,
+            rest: proto,
+        };
         let mut slot = |name: &String| (!name.is_empty()).then(|| value_named(graph, name, captures));
         let inputs: Vec<_> = inputs.iter().map(&mut slot).collect();
         let outputs: Vec<_> = outputs.iter().map(&mut slot).collect();
