@@ -4,6 +4,7 @@
 //! touched is written byte for byte as it was read.
 
 mod emit;
+mod external;
 mod import;
 pub mod text;
 
@@ -17,6 +18,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 pub use emit::{External, emit, value_info};
+pub use external::ExternalData;
 pub use import::{LoadExternal, import, parse};
 
 use crate::error::{Error, Fault};
@@ -42,7 +44,8 @@ pub struct Source {
 /// Reads a model file.
 pub fn read(path: &Path) -> Result<Source, Error> {
     let bytes = map(path).map_err(|f| f.at(path.display()))?;
-    let external = |_: &proto::TensorProto| Err(Fault::unimplemented("external data"));
+    let beside = ExternalData::new(path.parent().unwrap_or(Path::new("")));
+    let external = |tensor: &proto::TensorProto| beside.load(tensor);
     let (size, digest) = (bytes.len(), digest(&bytes));
     let (model, lost_bytes) = decode(bytes, &external).map_err(|e| e.within(path.display()))?;
     Ok(Source { model, size, digest, lost_bytes })
@@ -100,9 +103,17 @@ fn map(path: &Path) -> Result<Bytes, Fault> {
         fail!("is empty");
     }
     let file = File::open(path).map_err(unreadable)?;
+    map_file(&file).map_err(unreadable)
+}
+
+/// The contents of a regular file, without a copy.
+fn map_file(file: &File) -> std::io::Result<Bytes> {
+    if file.metadata()?.len() == 0 {
+        return Ok(Bytes::new()); // nothing that could be mapped
+    }
     // SAFETY: the map is read-only and private. Another process that truncates the file while it is read can make an
     // access fault, as with every mapped file; nothing here writes to it.
-    let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+    let map = unsafe { Mmap::map(file) }?;
     Ok(Bytes::from_owner(map))
 }
 
