@@ -191,7 +191,7 @@ impl Samples {
             let unique = self.inputs.iter().filter(|other| mangle(&other.name) == file_name).count() == 1;
             let found = position(&input.name)
                 .or_else(|| position(&file_name).filter(|_| unique))
-                .or_else(|| position(&format!("arr_{number}")));
+                .or_else(|| position(&format!("arr_{number}")).filter(|index| !chosen.contains(index)));
             match found {
                 Some(index) => chosen.push(index),
                 None => {
