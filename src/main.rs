@@ -1,1 +1,7 @@
-fn main() {}
+//! The `qonnx` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qonnx::cli::run()
+}

@@ -36,8 +36,8 @@ macro_rules! families {
 }
 
 families! {
-    activation, arithmetic, cast, compare, control, conv, gemm, join, norm, normalize, pool, quantize,
-    recurrent, reduce, select, shape, softmax, unary,
+    activation, arithmetic, cast, compare, control, conv, gather, gemm, generate, join, mask, norm, normalize, pad, pool,
+    quantize, recurrent, reduce, scatter, select, shape, softmax, unary,
 }
 
 mod elementwise;

@@ -44,6 +44,7 @@ pub struct Edit {
     values: Vec<(String, Value)>,
     nodes: Vec<NewNode>,
     forwards: Vec<(ValueId, Operand)>,
+    definitions: Vec<(ValueId, Tensor)>,
     drops: Vec<NodeId>,
 }
 
@@ -81,8 +82,16 @@ impl Edit {
         self.forwards.push((from, to.into()));
     }
 
+    /// Makes an existing value a constant; its producer must be dropped in the same edit.
+    pub fn define(&mut self, value: ValueId, tensor: Tensor) {
+        self.definitions.push((value, tensor));
+    }
+
     fn check(&self, graph: &Graph) -> Result<(), Refusal> {
-        let defined = |v: ValueId| self.nodes.iter().any(|n| n.outputs.contains(&Some(Operand::Existing(v))));
+        let defined = |v: ValueId| {
+            self.nodes.iter().any(|n| n.outputs.contains(&Some(Operand::Existing(v))))
+                || self.definitions.iter().any(|d| d.0 == v)
+        };
         for &(from, _) in &self.forwards {
             if graph.is_pinned(from) {
                 return Err(format!("`{}` must keep its name", graph.name(from)).into());
@@ -139,6 +148,9 @@ impl Edit {
         };
         for &node in &self.drops {
             graph.remove_node(node);
+        }
+        for (value, tensor) in self.definitions {
+            graph.set_constant(value, tensor);
         }
         for mut new in self.nodes {
             if let Some(rank) = rank {

@@ -318,6 +318,16 @@ impl Graph {
         self.add_fresh(hint, Value { ty, constant: Some(tensor), ..Value::default() })
     }
 
+    /// Makes a value that nothing defines a constant.
+    pub fn set_constant(&mut self, id: ValueId, tensor: Tensor) {
+        if !self.constants.contains(&id) {
+            self.constants.push(id);
+        }
+        let value = self.value_mut(id);
+        value.ty = Some(tensor.tensor_type());
+        value.constant = Some(tensor);
+    }
+
     /// Adds a value under a name made from `hint`.
     pub fn add_fresh(&mut self, hint: &str, mut value: Value) -> ValueId {
         value.name = self.fresh_name(hint);

@@ -158,11 +158,13 @@ impl fmt::Display for TensorType {
     }
 }
 
-/// The number of elements of a shape, or a fault if it does not fit.
+/// The number of elements of a shape, or a fault if it does not fit. An extent of 0 excuses no other extents, so that
+/// the product of any of them fits as well.
 pub fn element_count(shape: &[usize]) -> Result<usize, crate::error::Fault> {
     shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
         .filter(|&n| n <= isize::MAX as usize / 16)
+        .map(|n| if shape.contains(&0) { 0 } else { n })
         .ok_or_else(|| format!("the shape {shape:?} is too large").into())
 }

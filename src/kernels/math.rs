@@ -212,7 +212,7 @@ pub fn erf(x: f32) -> f32 {
     let p = p * t + 1.283_791_7e-1;
     let small = a + a * p;
     let p = -2.106_423_6e-4;
-    let p = p * a + 3.186_906_9e-3;
+    let p = p * a + 3.186_907e-3;
     let p = p * a - 2.279_844_1e-2;
     let p = p * a + 1.051_161_1e-1;
     let p = p * a + 6.358_315e-1;

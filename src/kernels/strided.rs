@@ -80,6 +80,22 @@ impl View {
         Ok(Self { offset: self.offset, shape: shape.to_vec(), strides })
     }
 
+    /// The position of every index, in row-major order.
+    pub fn positions(&self) -> Result<Vec<usize>, Fault> {
+        let count = element_count(&self.shape)?;
+        if !self.fits(isize::MAX as usize) {
+            fail!("a view leaves its buffer");
+        }
+        let mut positions = Vec::with_capacity(count);
+        if count > 0 {
+            let axes: Vec<Axis> = (self.shape.iter().zip(&self.strides))
+                .map(|(&extent, &from)| Axis { extent, to: 0, from })
+                .collect();
+            for_each_offset(&axes, 0, self.offset, |_, from| positions.push(from as usize));
+        }
+        Ok(positions)
+    }
+
     /// Is every position inside a buffer of `len` elements?
     fn fits(&self, len: usize) -> bool {
         let (mut low, mut high) = (self.offset as i128, self.offset as i128);

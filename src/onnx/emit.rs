@@ -22,17 +22,16 @@ pub enum External {
 /// Builds the message of a model.
 pub fn emit(model: &Model, external: External) -> Result<ModelProto, Error> {
     let mut proto = model.rest.clone();
-    let same = proto.opset_import.len() == model.opsets.len()
-        && proto
-            .opset_import
-            .iter()
-            .all(|s| model.opsets.get(s.domain.as_deref().unwrap_or("")) == s.version.as_ref());
-    if !same {
-        let set = |(domain, version): (&String, &i64)| OperatorSetIdProto {
-            domain: Some(domain.clone()),
-            version: Some(*version),
-        };
-        proto.opset_import = model.opsets.iter().map(set).collect();
+    // A file may import a domain twice: only what a pass has raised is written anew.
+    let domain = |set: &OperatorSetIdProto| set.domain.clone().unwrap_or_default();
+    let read =
+        |name: &str| proto.opset_import.iter().filter(|s| domain(s) == name).filter_map(|s| s.version).max();
+    let raised: Vec<_> =
+        model.opsets.iter().filter(|(name, v)| read(name).is_none_or(|old| old < **v)).collect();
+    for set in &mut proto.opset_import {
+        if let Some((_, version)) = raised.iter().find(|(name, _)| **name == domain(set)) {
+            set.version = Some(**version);
+        }
     }
     proto.graph = Some(graph(&model.graph, external).map_err(|f| f.at("writing the graph"))?);
     Ok(proto)

@@ -31,7 +31,8 @@ pub fn import(mut proto: ModelProto, external: LoadExternal) -> Result<Model, Er
     }
     let mut model = Model::default();
     for set in &proto.opset_import {
-        model.opsets.insert(set.domain.clone().unwrap_or_default(), set.version.unwrap_or(0));
+        let version = model.opsets.entry(set.domain.clone().unwrap_or_default()).or_insert(0);
+        *version = (*version).max(set.version.unwrap_or(0));
     }
     model.rest = proto;
     let importer = Importer { model: &model, external };

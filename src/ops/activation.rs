@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn bounds_of_clip() {
         let x = Array::vector(vec![-2f32, 0.5, 9.0, f32::NAN]);
-        let y = run(&Clip { low: 0.0, high: 6.0 }, &[x.clone()]).unwrap();
+        let y = run(&Clip { low: 0.0, high: 6.0 }, std::slice::from_ref(&x)).unwrap();
         assert_eq!(y.slice::<f32>().unwrap()[..3], [0.0, 0.5, 6.0]);
         assert!(y.slice::<f32>().unwrap()[3].is_nan());
         let open = Clip { low: f32::NEG_INFINITY, high: f32::INFINITY };

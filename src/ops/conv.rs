@@ -116,7 +116,10 @@ fn check_bias<T>(bias: Option<&[T]>, channels: Option<&usize>) -> Result<(), Fau
 }
 
 /// Batch (or output channels), channels and spatial dimensions.
-fn split_dims(ty: &TensorType) -> Result<Option<(&Dim, &Dim, &[Dim])>, Fault> {
+type Split<'a> = (&'a Dim, &'a Dim, &'a [Dim]);
+
+/// The dimensions of an image-like tensor; `None` if not even the rank is known.
+fn split_dims(ty: &TensorType) -> Result<Option<Split<'_>>, Fault> {
     match ty.dims.as_deref() {
         None => Ok(None),
         Some([n, c, spatial @ ..]) if !spatial.is_empty() => Ok(Some((n, c, spatial))),

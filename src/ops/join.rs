@@ -88,7 +88,7 @@ impl Op for Concat {
         let (outer, inner) = (shape[..axis].iter().product(), shape[axis + 1..].iter().product::<usize>());
         Ok(vec![with_array!(required(inputs, 0)?, first => {
             let mut elements = first.iter().take(0).cloned().collect::<Vec<_>>();
-            let parts = parts.iter().map(|part| Ok((like(first, part)?, part.shape()[axis] * inner)));
+            let parts = parts.iter().map(|part| Ok((slots::like(first, part)?, part.shape()[axis] * inner)));
             let parts = parts.collect::<Result<Vec<_>, Fault>>()?;
             elements.reserve_exact(element_count(&shape)?);
             for block in 0..outer {
@@ -101,11 +101,6 @@ impl Op for Concat {
     fn rule(&self) -> Rule {
         Rule::Arithmetic(Operands::All)
     }
-}
-
-/// The elements of `array`, which must have the type of `_model`.
-fn like<'a, T: crate::ir::Element>(_model: &crate::ir::Nd<T>, array: &'a Array) -> Result<&'a [T], Fault> {
-    array.slice::<T>()
 }
 
 /// `Split`: one output for each part of an axis.
@@ -350,10 +345,6 @@ impl Op for SpaceToDepth {
         let view = View::new(&[n, c, h, b, w, b])?.permuted(&order)?;
         let depth = c.checked_mul(b * b).ok_or("too many channels")?;
         Ok(vec![read_array(x, &view)?.reshaped(&[n, depth, h, w])?])
-    }
-
-    fn rule(&self) -> Rule {
-        Rule::SameScale
     }
 }
 

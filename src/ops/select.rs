@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn index_of_the_extreme() {
         let x = f32s(&[2, 3], &[2.0, 7.0, 7.0, 1.0, 1.0, 5.0]);
-        let arg = |name, attributes: &[_]| run(name, 13, attributes, &[x.clone()], 1).unwrap().remove(0);
+        let arg = |name, attributes: &[_]| run(name, 13, attributes, std::slice::from_ref(&x), 1).unwrap().remove(0);
         assert_eq!(arg("ArgMax", &[int("axis", 1)]), Array::new(&[2, 1], vec![1i64, 2]).unwrap());
         assert_eq!(arg("ArgMin", &[int("axis", -1), int("keepdims", 0)]), Array::vector(vec![0i64, 0]));
         let last = [int("axis", 1), int("keepdims", 0), int("select_last_index", 1)];

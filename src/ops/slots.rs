@@ -2,7 +2,7 @@
 
 use crate::error::Fault;
 use crate::fail;
-use crate::ir::{Array, Dim, Fact, TensorType, element_count};
+use crate::ir::{Array, Dim, Element, Fact, Nd, TensorType, element_count};
 
 /// The value in a slot that must be filled.
 pub fn required(inputs: &[Option<Array>], slot: usize) -> Result<&Array, Fault> {
@@ -12,6 +12,30 @@ pub fn required(inputs: &[Option<Array>], slot: usize) -> Result<&Array, Fault> 
 /// The value in a slot that may be empty.
 pub fn optional(inputs: &[Option<Array>], slot: usize) -> Option<&Array> {
     inputs.get(slot).and_then(Option::as_ref)
+}
+
+/// The elements of an array that must have the element type of another.
+pub fn like<'a, T: Element>(_model: &Nd<T>, array: &'a Array) -> Result<&'a [T], Fault> {
+    array.slice()
+}
+
+/// Numbers of any type as integers; fractions are cut off.
+pub fn integers(array: &Array) -> Result<Vec<i64>, Fault> {
+    match array {
+        Array::I32(_) | Array::I64(_) => array.to_i64(),
+        other => Ok(other.to_f32()?.iter().map(|&v| v as i64).collect()),
+    }
+}
+
+/// Indices into an axis, which may count from the end.
+pub fn indices(array: &Array, extent: usize) -> Result<Vec<usize>, Fault> {
+    let index = |i: i64| {
+        usize::try_from(if i < 0 { i + extent as i64 } else { i })
+            .ok()
+            .filter(|&i| i < extent)
+            .ok_or_else(|| Fault::new(format!("index {i} is outside an axis of {extent}")))
+    };
+    array.to_i64()?.into_iter().map(index).collect()
 }
 
 /// What is known of the type in a slot.

@@ -42,7 +42,7 @@ fn views_that_leave_the_buffer_are_faults() {
     assert!(View::new(&[2, 3]).unwrap().broadcast(&[2, 4]).is_err());
     assert!(read(&counting(5), &View::new(&[2, 3]).unwrap()).is_err());
     assert!(take(&counting(6), [1, 2, 3], &[2]).is_err());
-    assert_eq!(read(&counting(0), &View::new(&[2, 0]).unwrap()).unwrap(), []);
+    assert!((read(&counting(0), &View::new(&[2, 0]).unwrap()).unwrap()).is_empty());
 }
 
 #[test]

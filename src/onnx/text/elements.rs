@@ -60,8 +60,8 @@ pub(super) fn read(s: &mut Scanner, tensor: &mut TensorProto) -> Parse<()> {
 }
 
 fn fill_length(s: &Scanner, mark: usize, tensor: &TensorProto) -> Parse<usize> {
-    let sizes = tensor.dims.iter().map(|&size| usize::try_from(size).ok());
-    let length = sizes.fold(Some(1usize), |length, size| length?.checked_mul(size?));
+    let times = |length: usize, &size: &i64| length.checked_mul(usize::try_from(size).ok()?);
+    let length = tensor.dims.iter().try_fold(1usize, times);
     match length {
         Some(length) if length <= MAX_FILL => Ok(length),
         _ => s.fail_at(mark, format!("a fill is limited to {MAX_FILL} elements")),

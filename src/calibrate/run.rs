@@ -1,0 +1,70 @@
+//! Running the graph over the samples, with observers on the values that matter.
+
+use rayon::prelude::*;
+
+use super::observer::Observers;
+use super::read::Samples;
+use crate::error::{Error, Fault};
+use crate::interpret::Program;
+use crate::ir::{Array, ValueId};
+
+/// Told after each sample; called from several threads.
+pub type Progress<'a> = &'a (dyn Fn() + Sync);
+
+/// What the samples showed.
+pub struct Calibration {
+    /// Distribution of each watched value.
+    pub seen: Observers<ValueId>,
+    /// Why a part of the graph could not be run, if so.
+    pub problem: Option<Error>,
+}
+
+/// Interprets `program` on every sample, whole samples in parallel. The result does not depend on their order.
+pub fn calibrate(
+    program: &Program,
+    watched: &[ValueId],
+    samples: &Samples,
+    progress: Progress,
+) -> Result<Calibration, Error> {
+    let empty = || (Observers::watching(watched.iter().copied()), None);
+    let merge = |(mut a, p): (Observers<ValueId>, Option<(usize, Error)>),
+                 (b, q): (_, Option<(usize, Error)>)| {
+        a.merge(b);
+        let first = [p, q].into_iter().flatten().min_by_key(|(index, _)| *index);
+        (a, first)
+    };
+    // One table of observers for each thread's share, not for each sample: tables are large.
+    let share = samples.len().div_ceil(rayon::current_num_threads().max(1)).max(1);
+    let indices: Vec<usize> = (0..samples.len()).collect();
+    let (seen, problem) = indices
+        .par_chunks(share)
+        .map(|chunk| {
+            let (mut table, mut problem) = empty();
+            for &index in chunk {
+                let inputs = samples.load(index)?;
+                let (_, missed) = program.run_as_far_as_possible(&inputs, &mut |id, array| {
+                    if let Array::F32(values) = array
+                        && let Some(values) = values.as_slice()
+                    {
+                        table.observe(id, values);
+                    }
+                })?;
+                problem = problem.or(missed.map(|error| (index, error)));
+                progress();
+            }
+            Ok((table, problem))
+        })
+        .collect::<Result<Vec<_>, Error>>()?
+        .into_iter()
+        .fold(empty(), merge);
+    for (_, observer) in seen.iter() {
+        if observer.histogram.nan() > 0 && problem.is_none() {
+            // NaN comes from the model itself: samples are checked when they are read.
+            break;
+        }
+    }
+    if samples.is_empty() {
+        return Err(Fault::new("there are no samples").at("calibration"));
+    }
+    Ok(Calibration { seen, problem: problem.map(|(_, error)| error) })
+}

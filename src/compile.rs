@@ -1,0 +1,230 @@
+//! The main job, from file to file: the picture in the crate's documentation as one function.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use crate::calibrate::closeness::{Closeness, compare};
+use crate::calibrate::config::Recipe;
+use crate::calibrate::read::{self, InputSpec, Samples};
+use crate::calibrate::run::calibrate;
+use crate::calibrate::threshold::Calibrator;
+use crate::error::{Error, Fault};
+use crate::interpret::Program;
+use crate::ir::{Graph, Model, ValueId};
+use crate::onnx;
+use crate::passes;
+use crate::quantize::candidate::{Filter, rule_of};
+use crate::quantize::{Plan, Target, insert, placement, plan, plan::activation_slots, weight_only};
+use crate::report::{Quantized, Report};
+
+/// What to make of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// `Static` with calibration data, `WeightOnly` without.
+    #[default]
+    Auto,
+    /// Read, verify and write; every byte stays.
+    None,
+    /// Weights in 8 bits, arithmetic in float.
+    WeightOnly,
+    /// Weights and activations in 8 bits.
+    Static,
+}
+
+/// A mode's name that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no mode: auto, none, weight-only or static")]
+pub struct UnknownMode(String);
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        Ok(match name {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            "weight-only" => Self::WeightOnly,
+            "static" => Self::Static,
+            other => return Err(UnknownMode(other.into())),
+        })
+    }
+}
+
+/// Everything that the user can choose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What to make of the model.
+    pub mode: Mode,
+    /// Directory or file with samples.
+    pub calib: Option<PathBuf>,
+    /// How pictures become samples.
+    pub recipe: Option<Recipe>,
+    /// How activation ranges are chosen.
+    pub calibrator: Calibrator,
+    /// Use at most this many samples.
+    pub samples: Option<usize>,
+    /// Name of the target.
+    pub target: String,
+    /// Nodes and operators to leave out.
+    pub filter: Filter,
+    /// Stop the passes after this many edits.
+    pub stop_after: Option<usize>,
+    /// The command, for the provenance that is written into the model.
+    pub command: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            calib: None,
+            recipe: None,
+            calibrator: Calibrator::Auto,
+            samples: None,
+            target: "ort-cpu".into(),
+            filter: Filter::default(),
+            stop_after: None,
+            command: String::new(),
+        }
+    }
+}
+
+/// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
+pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
+
+/// Samples used to compare the result with the original.
+const COMPARED: usize = 16;
+
+/// Compiles the model in `input` and writes the result to `output`, which is replaced whole or left as it was.
+pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> Result<Report, Error> {
+    let started = Instant::now();
+    let source = onnx::read(input)?;
+    let mode = match (options.mode, &options.calib) {
+        (Mode::Auto, Some(_)) => Mode::Static,
+        (Mode::Auto, None) => Mode::WeightOnly,
+        (mode, _) => mode,
+    };
+    let mut report = Report::new(input, &source, options, mode);
+    broken_input(&source.model).map_err(|e| e.within(input.display()))?;
+    let mut model = source.model;
+    if mode != Mode::None {
+        let original = model.graph.clone();
+        let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+        passes::upgrade(&mut model, target.opset)?;
+        let log = passes::run(&mut model, options.stop_after)?;
+        passes::check(&model, "the passes")?;
+        report.passes(log);
+        let quantized = match mode {
+            Mode::Static => {
+                let samples = open_samples(&original, options)?;
+                report.samples(&samples);
+                let quantized = quantize_static(&mut model, &samples, &target, options, watch)?;
+                let compared = distances(&original, &model.graph, &samples, watch)?;
+                report.samples_warnings(&samples);
+                report.outputs(compared)?;
+                quantized
+            }
+            _ => {
+                let (done, float) = weight_only::quantize(&mut model.graph, &options.filter)
+                    .map_err(|f| f.at("weight quantization"))?;
+                Quantized::weights(&model.graph, &done, &float)
+            }
+        };
+        report.quantized(quantized);
+        passes::infer(&mut model.graph);
+        passes::check(&model, "quantization")?;
+        report.sign(&mut model);
+    }
+    let bytes = onnx::encode(&model)?;
+    report.size_after = bytes.len();
+    report.seconds = started.elapsed().as_secs_f64();
+    onnx::write_atomically(output, &bytes)?;
+    Ok(report)
+}
+
+/// A model that breaks the rules of a graph is refused before anything else.
+fn broken_input(model: &Model) -> Result<(), Error> {
+    match crate::ir::verify(model).as_slice() {
+        [] => Ok(()),
+        faults => Err(Fault::new(faults.join("; ")).at("not a valid model")),
+    }
+}
+
+fn open_samples(graph: &Graph, options: &Options) -> Result<Samples, Error> {
+    let Some(path) = &options.calib else {
+        let fault = Fault::new("static quantization needs samples").hint("give a directory with --calib");
+        return Err(fault.at("--mode static"));
+    };
+    let spec = |&v: &ValueId| {
+        let ty = graph.ty(v).cloned();
+        let name = graph.name(v).to_string();
+        let ty = ty
+            .ok_or_else(|| Fault::unimplemented(format_args!("input `{name}` is no tensor")).at("--calib"))?;
+        Ok(InputSpec { name, ty })
+    };
+    let open =
+        graph.inputs.iter().filter(|&&v| graph.value(v).default.is_none() && graph.constant(v).is_none());
+    let inputs = open.map(spec).collect::<Result<Vec<_>, Error>>()?;
+    let mut samples = read::open(path, &inputs, options.recipe.as_ref())?;
+    if let Some(limit) = options.samples {
+        samples.truncate(limit);
+    }
+    Ok(samples)
+}
+
+fn quantize_static(
+    model: &mut Model,
+    samples: &Samples,
+    target: &Target,
+    options: &Options,
+    watch: Watch,
+) -> Result<Quantized, Error> {
+    let graph = &mut model.graph;
+    let program = Program::new(graph)?;
+    let steps = std::sync::atomic::AtomicUsize::new(0);
+    let progress =
+        || watch("calibrating", 1 + steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed), samples.len());
+    let calibration = calibrate(&program, &watched(graph), samples, &progress)?;
+    drop(program);
+    let seen = &calibration.seen;
+    let choices = plan::choices(seen, options.calibrator);
+    let placement = placement::place(graph, target, &options.filter, seen, &plan::noise(seen, &choices));
+    let plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
+        .map_err(|f| f.at("solving scales and zero points"))?;
+    let quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
+    insert::insert(graph, &plan);
+    Ok(quantized)
+}
+
+/// The values whose distribution may be needed: what operators with an integer form read and write.
+fn watched(graph: &Graph) -> Vec<ValueId> {
+    let mut values = std::collections::BTreeSet::new();
+    for id in graph.nodes() {
+        let slots = activation_slots(&rule_of(graph, id), graph.node(id).inputs);
+        if slots.is_empty() {
+            continue;
+        }
+        values.extend(
+            slots.iter().filter_map(|&s| graph.input(id, s)).filter(|&v| graph.constant(v).is_none()),
+        );
+        values.extend(graph.outputs_of(id).into_iter().flatten());
+    }
+    values.into_iter().collect()
+}
+
+/// How close the outputs of the quantized graph are to those of the graph as it was read.
+fn distances(
+    original: &Graph,
+    quantized: &Graph,
+    samples: &Samples,
+    watch: Watch,
+) -> Result<Vec<Closeness>, Error> {
+    let (a, b) = (Program::new(original)?, Program::new(quantized)?);
+    let count = samples.len().min(COMPARED);
+    let indices: Vec<usize> = (0..count).map(|i| i * samples.len() / count).collect();
+    let steps = std::sync::atomic::AtomicUsize::new(0);
+    let progress = || watch("comparing", 1 + steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed), count);
+    let names: Vec<String> = original.outputs.iter().map(|&v| original.name(v).to_string()).collect();
+    compare(&a, &b, &names, samples, &indices, &progress)
+}

@@ -1,0 +1,145 @@
+//! Graph-to-graph rewrites before calibration, and the pipeline that orders them.
+//!
+//! A rewrite reads an immutable graph and returns an [`Edit`], nothing, or a [`Refusal`] with its reason; the engine
+//! here commits it. No rewrite changes what the graph computes beyond the rounding of `f32`.
+
+mod affine;
+mod clean;
+mod fold;
+mod infer;
+mod linear;
+mod pad;
+mod pool;
+mod upgrade;
+
+use crate::error::Error;
+use crate::interpret::node_label;
+use crate::ir::{Edit, Graph, Model, Node, NodeId, Refusal, schedule, verify};
+use crate::ops;
+
+pub use infer::infer;
+pub use upgrade::upgrade;
+
+/// One local rewrite.
+pub trait Rewrite {
+    /// The name under which it is logged.
+    fn name(&self) -> &'static str;
+
+    /// What to change around this node; `None` if it does not match.
+    fn rewrite(&self, graph: &Graph, node: NodeId) -> Result<Option<Edit>, Refusal>;
+}
+
+/// What the pipeline did.
+#[derive(Debug, Clone, Default)]
+pub struct Log {
+    /// Pass and node of each edit, in order.
+    pub applied: Vec<(&'static str, String)>,
+    /// Pass, node and reason of each refusal, once each.
+    pub refused: Vec<(&'static str, String, String)>,
+    /// What could not be inferred or understood.
+    pub warnings: Vec<String>,
+}
+
+/// Runs every pass on the main graph. `stop_after` bounds the number of edits, to find the one at fault by bisection.
+pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
+    let mut engine =
+        Engine { log: Log::default(), left: stop_after.unwrap_or(usize::MAX), version: opset(model) };
+    engine.log.warnings = infer(&mut model.graph);
+    let graph = &mut model.graph;
+    // Constants first: the patterns below look for weights in initializers.
+    engine.until_quiet(graph, &[&fold::Constants, &clean::Identity, &clean::NoOp])?;
+    // x - c and x / c become sums and products, so that one pattern finds each affine map.
+    engine.until_quiet(graph, &[&affine::SubtractConstant, &affine::DivideByConstant])?;
+    engine.until_quiet(graph, &[&linear::FoldBatchNormalization, &linear::FoldScale, &linear::FoldShift])?;
+    // After folding: a bias that a MatMul gained is an Add again, and with it becomes a Gemm.
+    engine.until_quiet(graph, &[&linear::MatMulAddToGemm, &pad::PadIntoConvolution, &pool::SpatialMean])?;
+    engine.until_quiet(graph, &[&fold::Constants, &clean::Dead])?;
+    clean::unused_constants(&mut model.graph);
+    Ok(engine.log)
+}
+
+fn opset(model: &Model) -> i64 {
+    model.opset(ops::ONNX).unwrap_or(0)
+}
+
+struct Engine {
+    log: Log,
+    left: usize,
+    version: i64,
+}
+
+impl Engine {
+    /// Applies the rewrites until none matches, at most three times over the graph.
+    fn until_quiet(&mut self, graph: &mut Graph, rewrites: &[&dyn Rewrite]) -> Result<(), Error> {
+        for _ in 0..3 {
+            let mut changed = false;
+            for rewrite in rewrites {
+                changed |= self.sweep(graph, *rewrite)?;
+            }
+            if !changed {
+                break;
+            }
+            infer(graph);
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, graph: &mut Graph, rewrite: &dyn Rewrite) -> Result<bool, Error> {
+        let mut changed = false;
+        for id in schedule(graph).map_err(|f| f.at(rewrite.name()))? {
+            if !graph.has_node(id) || self.left == 0 {
+                continue;
+            }
+            let label = format!("{} `{}`", graph.node(id).op_type, node_label(graph, id));
+            let result =
+                rewrite.rewrite(graph, id).and_then(|edit| edit.map(|e| e.commit(graph)).transpose());
+            match result {
+                Ok(None) => {}
+                Ok(Some(())) => {
+                    changed = true;
+                    self.left -= 1;
+                    self.log.applied.push((rewrite.name(), label));
+                }
+                Err(Refusal(reason)) => {
+                    let entry = (rewrite.name(), label, reason);
+                    if !self.log.refused.contains(&entry) {
+                        self.log.refused.push(entry);
+                    }
+                }
+            }
+        }
+        debug_assert!(self.version > 0);
+        Ok(changed)
+    }
+}
+
+/// A node of an ONNX operator, in the form that holds from opset 13 to the newest.
+pub fn node(op_type: &str, name: String, attributes: Vec<crate::ir::Attribute>, inputs: usize) -> Node {
+    const VERSION: i64 = 17;
+    let def = ops::find(ops::ONNX, op_type, VERSION);
+    let op = def.and_then(|d| (d.parse)(&mut ops::Attrs::new(&attributes, VERSION, inputs, 1)).ok());
+    let unknown = op.is_none().then(|| format!("operator {op_type} is not known"));
+    Node {
+        name,
+        op_type: op_type.into(),
+        domain: String::new(),
+        attributes,
+        op,
+        unknown,
+        bodies: Vec::new(),
+        inputs: 0,
+        outputs: 0,
+        rank: 0,
+        rest: Default::default(),
+    }
+}
+
+/// Checks every invariant of the model; the faults are bugs of a pass, not of the user's file.
+pub fn check(model: &Model, after: &str) -> Result<(), Error> {
+    match verify(model).as_slice() {
+        [] => Ok(()),
+        faults => {
+            Err(crate::error::Fault::new(faults.join("; ")).at(format_args!("graph is broken after {after}")))
+        }
+    }
+}

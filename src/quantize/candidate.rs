@@ -1,0 +1,219 @@
+//! Which nodes could become integer, by the contract of the target, and why the others cannot.
+
+use super::Target;
+use crate::calibrate::observer::Observers;
+use crate::ir::{DType, Graph, Node, NodeId, Operands, Rule, ValueId};
+use crate::ops::conv::Conv;
+use crate::ops::gemm::Gemm;
+
+/// A node that the target could compute in integers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The node.
+    pub id: NodeId,
+    /// Its rule, with constant bounds filled in.
+    pub rule: Rule,
+    /// The activations among its inputs that must be quantized.
+    pub activations: Vec<ValueId>,
+    /// Constant operands to be quantized like activations (`Add(x, c)`).
+    pub constants: Vec<ValueId>,
+    /// The outputs that will be quantized.
+    pub outputs: Vec<ValueId>,
+    /// May the output stay float while the inputs are integer (MatMul, Gemm)?
+    pub float_output: bool,
+    /// Estimated nanoseconds in the integer kernel.
+    pub integer_cost: f64,
+    /// Estimated nanoseconds in the float kernel.
+    pub float_cost: f64,
+}
+
+/// What the user left out.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Names or patterns (`*`, `?`) of nodes that stay float.
+    pub exclude: Vec<String>,
+    /// If not empty, the only operators to quantize.
+    pub only_ops: Vec<String>,
+}
+
+impl Filter {
+    /// Why the user's choice keeps this node float, if it does.
+    pub fn refuses(&self, graph: &Graph, id: NodeId) -> Option<String> {
+        let node = graph.node(id);
+        let label = crate::interpret::node_label(graph, id);
+        if let Some(p) = self.exclude.iter().find(|p| wildmatch::WildMatch::new(p).matches(&label)) {
+            return Some(format!("excluded by `{p}`"));
+        }
+        let listed = self.only_ops.is_empty() || self.only_ops.contains(&node.op_type);
+        (!listed).then(|| "not among the operators asked for".into())
+    }
+}
+
+/// The quantization rule of a node, with the bounds of Clip read from constants.
+pub fn rule_of(graph: &Graph, id: NodeId) -> Rule {
+    let node = graph.node(id);
+    let Some(op) = node.op.as_ref().filter(|_| node.unknown.is_none()) else { return Rule::Float };
+    match op.rule() {
+        Rule::Clamp { low, high } if node.is("Clip") => {
+            let bound = |slot: usize, default: f32| match graph.input(id, slot) {
+                None => Some(default),
+                Some(v) => graph.constant(v).and_then(|t| t.array().ok()?.item::<f32>().ok()),
+            };
+            match (bound(1, low), bound(2, high)) {
+                (Some(low), Some(high)) if low <= 0.0 && high >= 0.0 => Rule::Clamp { low, high },
+                _ => Rule::Float,
+            }
+        }
+        Rule::Clamp { low, high } if !(low <= 0.0 && high >= 0.0) => Rule::Float,
+        rule => rule,
+    }
+}
+
+/// The node as a candidate, or the reason why it stays float.
+pub fn candidate(
+    graph: &Graph,
+    id: NodeId,
+    target: &Target,
+    filter: &Filter,
+    seen: &Observers<ValueId>,
+) -> Result<Candidate, String> {
+    let node = graph.node(id);
+    if let Some(unknown) = &node.unknown {
+        return Err(unknown.clone());
+    }
+    let rule = rule_of(graph, id);
+    let clamp = matches!(rule, Rule::Clamp { .. });
+    if !clamp && (rule == Rule::Float || !target.integer.contains_key(&node.op_type)) {
+        return Err("no integer kernel".into());
+    }
+    if let Some(reason) = filter.refuses(graph, id).filter(|_| !clamp) {
+        return Err(reason);
+    }
+    let slots = match &rule {
+        Rule::Contraction { weight, .. } => vec![0, *weight],
+        Rule::Arithmetic(Operands::Two) => vec![0, 1],
+        Rule::Arithmetic(Operands::All) => (0..node.inputs).collect(),
+        Rule::Arithmetic(Operands::Branches) => vec![1, 2],
+        _ => vec![0],
+    };
+    let mut found = Candidate {
+        id,
+        rule: rule.clone(),
+        activations: Vec::new(),
+        constants: Vec::new(),
+        outputs: Vec::new(),
+        float_output: matches!(node.op_type.as_str(), "MatMul" | "Gemm"),
+        integer_cost: 0.0,
+        float_cost: 0.0,
+    };
+    for slot in slots {
+        let Some(value) = graph.input(id, slot) else { return Err(format!("input {slot} is missing")) };
+        let weight = matches!(rule, Rule::Contraction { weight, .. } if weight == slot);
+        match graph.constant(value) {
+            Some(t) if t.dtype() != DType::F32 => return Err(format!("input {slot} is {}", t.dtype())),
+            Some(_) if weight => {}
+            Some(_) if matches!(rule, Rule::SameScale) => return Err("its data is constant".into()),
+            Some(_) => found.constants.push(value),
+            None if !observable(graph, value, seen) => {
+                return Err("its input was not calibrated as float".into());
+            }
+            None => found.activations.push(value),
+        }
+    }
+    if found.activations.is_empty() {
+        return Err("it has no activation input".into());
+    }
+    for (slot, output) in graph.outputs_of(id).into_iter().enumerate() {
+        match output {
+            Some(value) if observable(graph, value, seen) => found.outputs.push(value),
+            Some(value) if graph.uses(value).is_empty() && !graph.is_output(value) => {}
+            _ => return Err(format!("output {slot} was not calibrated as float")),
+        }
+    }
+    contract(graph, node, id, &rule)?;
+    let cost = target.integer.get(cost_name(graph, node, id));
+    let (work, fixed) = (work(graph, id, &found, seen), target.boundary.node);
+    if let Some(cost) = cost {
+        found.integer_cost = work * cost.integer + fixed;
+        found.float_cost = work * cost.float + fixed;
+    }
+    if clamp {
+        found.float_cost = work * 0.15 + fixed;
+    }
+    Ok(found)
+}
+
+fn observable(graph: &Graph, value: ValueId, seen: &Observers<ValueId>) -> bool {
+    let _ = graph;
+    seen.get(value)
+        .is_some_and(|o| o.histogram.count() > 0 && o.histogram.nan() == 0 && o.histogram.infinite() == 0)
+}
+
+/// The preconditions of integer kernels beyond the rule.
+fn contract(graph: &Graph, node: &Node, id: NodeId, rule: &Rule) -> Result<(), String> {
+    if let Rule::Contraction { bias: Some(slot), .. } = rule
+        && let Some(bias) = graph.input(id, *slot)
+        && graph.constant(bias).is_none()
+    {
+        return Err("its bias is computed".into());
+    }
+    if let Some(gemm) = node.op_as::<Gemm>() {
+        if gemm.trans_a || gemm.alpha != 1.0 || gemm.beta != 1.0 {
+            return Err("transA, alpha or beta have no integer kernel".into());
+        }
+        let (weight, bias) = (graph.constant_input(id, 1), graph.constant_input(id, 2));
+        let Some(weight) = weight else { return Err("its weight is computed".into()) };
+        let channels = weight.shape().get(usize::from(!gemm.trans_b)).copied();
+        if bias.is_some_and(|b| Some(b.len()) != channels) {
+            return Err("its bias is not by column".into());
+        }
+    }
+    if node.op_as::<Conv>().is_some() && graph.constant_input(id, 1).is_none() {
+        return Err("its weight is computed".into());
+    }
+    let attribute = |name: &str| node.attributes.iter().find(|a| a.name.as_deref() == Some(name));
+    let several = graph.outputs_of(id).iter().skip(1).flatten().any(|&v| !graph.uses(v).is_empty());
+    match node.op_type.as_str() {
+        "Resize" if attribute("mode").and_then(|a| a.s.as_deref()).is_some_and(|m| m != b"nearest") => {
+            Err("only mode nearest has an integer kernel".into())
+        }
+        "MaxPool" if several => Err("its indices are used".into()),
+        "AveragePool" if attribute("dilations").is_some_and(|a| a.ints.iter().any(|&d| d != 1)) => {
+            Err("dilated average pooling has no integer kernel".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cost_name<'a>(graph: &Graph, node: &'a Node, id: NodeId) -> &'a str {
+    let depthwise = node.op_as::<Conv>().is_some_and(|conv| {
+        graph.constant_input(id, 1).is_some_and(|w| conv.group > 1 && w.shape().get(1) == Some(&1))
+    });
+    if depthwise { "DepthwiseConv" } else { &node.op_type }
+}
+
+/// Mean number of elements of a value over the samples.
+pub fn elements(value: ValueId, seen: &Observers<ValueId>) -> f64 {
+    seen.get(value).map_or(0.0, |o| o.histogram.count() as f64 / o.batches.max(1) as f64)
+}
+
+/// Units of work of a node: multiply-accumulates or output elements.
+fn work(graph: &Graph, id: NodeId, found: &Candidate, seen: &Observers<ValueId>) -> f64 {
+    let size = |v: ValueId| graph.constant(v).map_or_else(|| elements(v, seen), |t| t.len() as f64);
+    let output: f64 = found.outputs.iter().map(|&v| size(v)).sum();
+    let input = found.activations.first().map_or(0.0, |&v| size(v));
+    match &found.rule {
+        Rule::Contraction { weight, .. } => {
+            let Some(weight) = graph.input(id, *weight) else { return output };
+            match (graph.node(id).op_as::<Conv>(), graph.constant(weight)) {
+                (Some(_), Some(w)) => {
+                    output * (w.len() / w.shape().first().copied().unwrap_or(1).max(1)) as f64
+                }
+                // |A|·|B|·|Y| = (M·K)(K·N)(M·N) = (M·K·N)²
+                _ => (input * size(weight) * output).sqrt(),
+            }
+        }
+        _ if graph.node(id).op_type == "GlobalAveragePool" => input / 20.0,
+        _ => output,
+    }
+}

@@ -1,0 +1,180 @@
+//! Writing a plan into the graph: QuantizeLinear and DequantizeLinear where the plan says, and nowhere else.
+//!
+//! A value that an integer node defines keeps its name on the far side of its Q/DQ pair: whoever read it reads what the
+//! integer world returns, be it a float operator, a graph output or a body. A value that comes from the float world
+//! keeps its float readers; only its integer readers read the pair.
+
+use std::collections::BTreeMap;
+
+use super::plan::{Activation, Plan, activation_slots};
+use super::weights::Constant;
+use crate::interpret::node_label;
+use crate::ir::{
+    Array, DType, Graph, NodeId, QuantParams, Rule, Tensor, TensorType, Value, ValueId, attribute,
+};
+use crate::passes::node;
+
+/// Writes the plan into the graph it was made for.
+pub fn insert(graph: &mut Graph, plan: &Plan) {
+    let mut writer = Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new() };
+    for (&id, clamp) in &plan.absorbed {
+        writer.absorb(id, *clamp);
+    }
+    let mut entered: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for (&value, activation) in &plan.activations {
+        if !writer.graph.has_value(value) {
+            continue;
+        }
+        let producer = writer.graph.producer(value).map(|(p, _)| p);
+        match producer.filter(|p| plan.placement.integer.contains_key(p)) {
+            Some(_) => writer.leave(value, activation),
+            None => {
+                entered.insert(value, writer.enter(value, activation));
+            }
+        }
+    }
+    for (&id, candidate) in &plan.placement.integer {
+        if !writer.graph.has_node(id) {
+            continue;
+        }
+        for slot in activation_slots(&candidate.rule, writer.graph.node(id).inputs) {
+            if let Some(&pair) = writer.graph.input(id, slot).and_then(|v| entered.get(&v)) {
+                writer.graph.rewire(id, slot, Some(pair));
+            }
+        }
+        for ((_, slot), constant) in plan.constants.range((id, 0)..=(id, usize::MAX)) {
+            let bias = matches!(candidate.rule, Rule::Contraction { bias: Some(b), .. } if b == *slot);
+            writer.constant(id, *slot, constant, bias);
+        }
+    }
+}
+
+/// Puts a DequantizeLinear on one constant input of a node, whatever else is in the graph.
+pub fn insert_constant(graph: &mut Graph, id: NodeId, slot: usize, constant: &Constant) {
+    Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new() }.constant(id, slot, constant, false);
+}
+
+struct Writer<'a> {
+    graph: &'a mut Graph,
+    /// Scale and zero point constants by their bits.
+    params: BTreeMap<(u32, i32, DType), (ValueId, ValueId)>,
+    /// Dequantized constants by original value and scales, so that a shared weight stays shared.
+    weights: BTreeMap<(ValueId, Vec<u32>), ValueId>,
+}
+
+impl Writer<'_> {
+    /// The operator defines what its clamp defined.
+    fn absorb(&mut self, id: NodeId, clamp: NodeId) {
+        let (Some(inner), Some(outer)) = (self.graph.output(id, 0), self.graph.output(clamp, 0)) else {
+            return;
+        };
+        let inputs = self.graph.inputs_of(clamp);
+        self.graph.remove_node(clamp);
+        self.graph.set_output(id, 0, outer);
+        self.graph.remove_value_if_dead(inner);
+        inputs.into_iter().flatten().filter(|&v| v != inner).for_each(|v| self.graph.remove_value_if_dead(v));
+    }
+
+    /// Scale and zero point of an activation, named after the first value that has them.
+    fn params(&mut self, name: &str, params: QuantParams) -> (ValueId, ValueId) {
+        let key = (params.scale.to_bits(), params.zero_point, params.dtype);
+        if let Some(&known) = self.params.get(&key) {
+            return known;
+        }
+        let scale = self.graph.add_constant(&format!("{name}_scale"), tensor(Array::scalar(params.scale)));
+        let zero_point = match params.dtype {
+            DType::I8 => Array::scalar(params.zero_point as i8),
+            DType::U16 => Array::scalar(params.zero_point as u16),
+            DType::I16 => Array::scalar(params.zero_point as i16),
+            _ => Array::scalar(params.zero_point as u8),
+        };
+        let zero_point = self.graph.add_constant(&format!("{name}_zero_point"), tensor(zero_point));
+        self.params.insert(key, (scale, zero_point));
+        (scale, zero_point)
+    }
+
+    fn pair(&mut self, name: &str, from: ValueId, to: ValueId, params: QuantParams, rank: u64) {
+        let (scale, zero_point) = self.params(name, params);
+        let ty = self.graph.ty(from).cloned().map(|t| TensorType { dtype: params.dtype, ..t });
+        let stored = self.graph.add_fresh(&format!("{name}_quantized"), Value { ty, ..Value::default() });
+        let mut quantize = node("QuantizeLinear", format!("{name}_QuantizeLinear"), vec![], 3);
+        quantize.rank = rank;
+        self.graph.add_node(quantize, &[Some(from), Some(scale), Some(zero_point)], &[Some(stored)]);
+        let mut dequantize = node("DequantizeLinear", format!("{name}_DequantizeLinear"), vec![], 3);
+        dequantize.rank = rank;
+        self.graph.add_node(dequantize, &[Some(stored), Some(scale), Some(zero_point)], &[Some(to)]);
+    }
+
+    /// An integer node defines the value: its readers read the pair, under the old name.
+    fn leave(&mut self, value: ValueId, activation: &Activation) {
+        let Some((producer, slot)) = self.graph.producer(value) else { return };
+        let name = self.graph.name(value).to_string();
+        let ty = self.graph.ty(value).cloned();
+        let raw = self.graph.add_fresh(&format!("{name}_raw"), Value { ty, ..Value::default() });
+        self.graph.set_output(producer, slot, raw);
+        let rank = self.graph.node(producer).rank;
+        self.pair(&name, raw, value, activation.params, rank);
+    }
+
+    /// The value comes from the float world; returns what its integer readers read.
+    fn enter(&mut self, value: ValueId, activation: &Activation) -> ValueId {
+        let name = self.graph.name(value).to_string();
+        let ty = self.graph.ty(value).cloned();
+        let pair = self.graph.add_fresh(&format!("{name}_dequantized"), Value { ty, ..Value::default() });
+        let rank = self.graph.producer(value).map_or(0, |(p, _)| self.graph.node(p).rank);
+        self.pair(&name, value, pair, activation.params, rank);
+        pair
+    }
+
+    fn constant(&mut self, id: NodeId, slot: usize, constant: &Constant, bias: bool) {
+        let Some(original) = self.graph.input(id, slot) else { return };
+        let key = (original, constant.scales.iter().map(|s| s.to_bits()).collect());
+        let real = match self.weights.get(&key) {
+            Some(&real) => real,
+            None => {
+                let real = self.dequantized(original, constant, bias, self.graph.node(id).rank);
+                self.weights.insert(key, real);
+                real
+            }
+        };
+        self.graph.rewire(id, slot, Some(real));
+        self.graph.remove_value_if_dead(original);
+    }
+
+    fn dequantized(&mut self, original: ValueId, constant: &Constant, bias: bool, rank: u64) -> ValueId {
+        let name = self.graph.name(original).to_string();
+        let ty = self.graph.ty(original).cloned();
+        let stored = self.graph.add_constant(&format!("{name}_quantized"), tensor(constant.elements.clone()));
+        let count = constant.scales.len();
+        let vector = constant.axis.is_some();
+        let scales =
+            if vector { Array::vector(constant.scales.clone()) } else { Array::scalar(constant.scales[0]) };
+        let scale = self.graph.add_constant(&format!("{name}_scale"), tensor(scales));
+        let mut inputs = vec![Some(stored), Some(scale)];
+        if !bias {
+            let zeros = match constant.elements.dtype() {
+                DType::I8 if vector => Array::vector(vec![constant.zero_point as i8; count]),
+                DType::I8 => Array::scalar(constant.zero_point as i8),
+                _ if vector => Array::vector(vec![constant.zero_point as u8; count]),
+                _ => Array::scalar(constant.zero_point as u8),
+            };
+            inputs.push(Some(self.graph.add_constant(&format!("{name}_zero_point"), tensor(zeros))));
+        }
+        let axis = constant.axis.map(|a| attribute::int("axis", a as i64));
+        let real = self.graph.add_fresh(&format!("{name}_dequantized"), Value { ty, ..Value::default() });
+        let label = format!("{name}_DequantizeLinear");
+        let mut dequantize = node("DequantizeLinear", label, axis.into_iter().collect(), inputs.len());
+        dequantize.rank = rank;
+        self.graph.add_node(dequantize, &inputs, &[Some(real)]);
+        real
+    }
+}
+
+fn tensor(array: Array) -> Tensor {
+    Tensor::from_array(&array)
+}
+
+/// The node's name for the report.
+pub fn label(graph: &Graph, id: NodeId) -> String {
+    format!("{} `{}`", graph.node(id).op_type, node_label(graph, id))
+}

@@ -1,0 +1,224 @@
+//! The plan: scale and zero point of every quantized value, with the reason, and the integer form of every constant.
+//!
+//! Values that must agree form a group: the data input and the outputs of an operator that only moves values. A group
+//! takes its range from the values that enter it; the others hold subsets of the same numbers. Weights and biases are
+//! solved in [`weights`](super::weights).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+
+use super::placement::{Placement, clamped};
+use super::target::Target;
+use super::weights::{self, Constant};
+use crate::calibrate::histogram::Histogram;
+use crate::calibrate::observer::{Observer, Observers};
+use crate::calibrate::threshold::{Calibrator, Choice, Grid, sqnr_db};
+use crate::error::Fault;
+use crate::ir::{DType, Graph, NodeId, Operands, QuantParams, Rule, ValueId};
+
+/// The parameters of an activation and where they come from.
+#[derive(Debug, Clone)]
+pub struct Activation {
+    /// Scale, zero point and type.
+    pub params: QuantParams,
+    /// The method that chose the range (`minmax`, `fixed by the kernel`, …).
+    pub why: String,
+    /// Signal-to-noise ratio of rounding and clipping to expect on the calibration data, in dB.
+    pub sqnr: f64,
+    /// Least and greatest value seen.
+    pub seen: (f32, f32),
+    /// The first value of the group that shares these parameters.
+    pub group: ValueId,
+}
+
+/// The range that suits each value by itself, and how much of the signal is lost to rounding and clipping.
+pub fn choices(seen: &Observers<ValueId>, calibrator: Calibrator) -> BTreeMap<ValueId, Choice> {
+    let observers: Vec<_> = seen.iter().collect();
+    let choose =
+        |(id, o): &(ValueId, &Observer)| (*id, calibrator.choose(&o.histogram, Grid::asymmetric(256)));
+    observers.par_iter().map(choose).collect::<Vec<_>>().into_iter().collect()
+}
+
+/// Noise over signal of each value, `10^(-SQNR/10)`.
+pub fn noise(seen: &Observers<ValueId>, choices: &BTreeMap<ValueId, Choice>) -> BTreeMap<ValueId, f64> {
+    let ratio = |(id, c): (&ValueId, &Choice)| {
+        let db = seen.get(*id).map_or(f64::INFINITY, |o| sqnr_db(&o.histogram, c.mse));
+        (*id, libm::pow(10.0, -db / 10.0))
+    };
+    choices.iter().map(ratio).collect()
+}
+
+/// Everything that `insert` writes into the graph.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Which nodes are integer.
+    pub placement: Placement,
+    /// Quantized activations.
+    pub activations: BTreeMap<ValueId, Activation>,
+    /// Quantized weights and biases by node and input slot.
+    pub constants: BTreeMap<(NodeId, usize), Constant>,
+    /// Integer operators and the clamp that their saturation replaces.
+    pub absorbed: BTreeMap<NodeId, NodeId>,
+}
+
+impl Plan {
+    /// Solves the parameters of all integer nodes.
+    pub fn solve(
+        graph: &Graph,
+        placement: Placement,
+        seen: &Observers<ValueId>,
+        choices: &BTreeMap<ValueId, Choice>,
+        calibrator: Calibrator,
+        target: &Target,
+    ) -> Result<Self, Fault> {
+        let absorbed = absorbed(graph, &placement);
+        let quantized = quantized_values(graph, &placement, &absorbed);
+        let groups = Groups::of(graph, &placement, &quantized);
+        let activations = solve_groups(graph, &placement, &groups, seen, choices, calibrator);
+        let mut plan = Self { placement, activations, constants: BTreeMap::new(), absorbed };
+        plan.constants = weights::solve(graph, &plan, target)?;
+        Ok(plan)
+    }
+}
+
+/// Which clamp each integer operator absorbs.
+fn absorbed(graph: &Graph, placement: &Placement) -> BTreeMap<NodeId, NodeId> {
+    let clamps = placement.integer.values().filter(|c| matches!(c.rule, Rule::Clamp { .. }));
+    clamps.filter_map(|c| Some((clamped(graph, c, &placement.integer)?, c.id))).collect()
+}
+
+/// The values that get scale and zero point: what integer nodes read and write, except between an operator and its
+/// clamp, and except outputs that only float nodes read where the kernel can return floats.
+fn quantized_values(
+    graph: &Graph,
+    placement: &Placement,
+    absorbed: &BTreeMap<NodeId, NodeId>,
+) -> BTreeSet<ValueId> {
+    let mut values = BTreeSet::new();
+    for (id, c) in &placement.integer {
+        if !matches!(c.rule, Rule::Clamp { .. }) {
+            values.extend(c.activations.iter().copied());
+        }
+        if absorbed.contains_key(id) {
+            continue;
+        }
+        let source = absorbed.iter().find(|(_, clamp)| *clamp == id).map_or(id, |(p, _)| p);
+        let can_return_float = placement.integer.get(source).is_some_and(|c| c.float_output);
+        for &output in &c.outputs {
+            let integer_reader = graph
+                .uses(output)
+                .iter()
+                .any(|u| placement.integer.get(&u.node).is_some_and(|c| c.activations.contains(&output)));
+            if integer_reader || !can_return_float {
+                values.insert(output);
+            }
+        }
+    }
+    values
+}
+
+/// Values that share parameters, as a union-find forest.
+struct Groups {
+    parent: BTreeMap<ValueId, ValueId>,
+    /// Values that take their numbers from another of the group.
+    derived: BTreeSet<ValueId>,
+}
+
+impl Groups {
+    fn of(graph: &Graph, placement: &Placement, quantized: &BTreeSet<ValueId>) -> Self {
+        let mut groups =
+            Self { parent: quantized.iter().map(|&v| (v, v)).collect(), derived: BTreeSet::new() };
+        let _ = graph;
+        for c in placement.integer.values().filter(|c| c.rule == Rule::SameScale) {
+            for &output in &c.outputs {
+                if quantized.contains(&output) {
+                    groups.join(c.activations[0], output);
+                    groups.derived.insert(output);
+                }
+            }
+        }
+        groups
+    }
+
+    fn root(&self, mut value: ValueId) -> ValueId {
+        while let Some(&parent) = self.parent.get(&value).filter(|&&p| p != value) {
+            value = parent;
+        }
+        value
+    }
+
+    fn join(&mut self, a: ValueId, b: ValueId) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parent.insert(a.max(b), a.min(b));
+    }
+
+    fn members(&self) -> BTreeMap<ValueId, Vec<ValueId>> {
+        let mut members: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
+        for &value in self.parent.keys() {
+            members.entry(self.root(value)).or_default().push(value);
+        }
+        members
+    }
+}
+
+fn solve_groups(
+    graph: &Graph,
+    placement: &Placement,
+    groups: &Groups,
+    seen: &Observers<ValueId>,
+    choices: &BTreeMap<ValueId, Choice>,
+    calibrator: Calibrator,
+) -> BTreeMap<ValueId, Activation> {
+    let mut solved = BTreeMap::new();
+    for (group, members) in groups.members() {
+        let sources: Vec<ValueId> = members.iter().copied().filter(|v| !groups.derived.contains(v)).collect();
+        let mut histogram = Histogram::new();
+        for observer in sources.iter().filter_map(|&v| seen.get(v)) {
+            histogram.merge(&observer.histogram);
+        }
+        let fixed = sources.iter().find_map(|&v| fixed_range(graph, placement, v));
+        let seen = histogram.extremes().unwrap_or((0.0, 0.0));
+        let (params, why, sqnr) = match fixed {
+            Some(params) => {
+                let (low, high) = params.range();
+                let error = crate::calibrate::threshold::expected_error(&histogram, low, high, 256);
+                (params, "fixed by the kernel".into(), sqnr_db(&histogram, error))
+            }
+            None => {
+                let known = if let [only] = sources[..] { choices.get(&only).copied() } else { None };
+                let choice = known.unwrap_or_else(|| calibrator.choose(&histogram, Grid::asymmetric(256)));
+                let params = QuantParams::asymmetric(choice.range.lo, choice.range.hi, DType::U8);
+                (params, choice.method.to_string(), sqnr_db(&histogram, choice.mse))
+            }
+        };
+        for value in members {
+            solved.insert(value, Activation { params, why: why.clone(), sqnr, seen, group });
+        }
+    }
+    solved
+}
+
+/// The parameters that the integer kernel of the value's producer dictates.
+fn fixed_range(graph: &Graph, placement: &Placement, value: ValueId) -> Option<QuantParams> {
+    let (producer, _) = graph.producer(value)?;
+    match placement.integer.get(&producer)?.rule {
+        Rule::FixedRange { low, scale } => {
+            let zero_point = (-low / scale).round_ties_even() as i32;
+            Some(QuantParams { scale, zero_point, dtype: DType::U8 })
+        }
+        _ => None,
+    }
+}
+
+/// The slots of a node's data inputs that are quantized like activations.
+pub fn activation_slots(rule: &Rule, inputs: usize) -> Vec<usize> {
+    match rule {
+        Rule::Contraction { weight, .. } => vec![0, *weight],
+        Rule::Arithmetic(Operands::Two) => vec![0, 1],
+        Rule::Arithmetic(Operands::All) => (0..inputs).collect(),
+        Rule::Arithmetic(Operands::Branches) => vec![1, 2],
+        Rule::Float => vec![],
+        _ => vec![0],
+    }
+}

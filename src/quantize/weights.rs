@@ -1,0 +1,132 @@
+//! Constants as integers: weights, biases, and constant operands of arithmetic.
+//!
+//! A weight is symmetric `int8` in [-127, 127], per output channel where the operator has one axis for it. A bias is
+//! `int32` at scale `x_scale · w_scale`, which is what the kernels accumulate in; where that scale is too fine for the
+//! bias to fit, the weight's scale is raised for the channel.
+
+mod pairs;
+
+use std::collections::BTreeMap;
+
+use super::plan::{Plan, activation_slots};
+use super::target::Target;
+use crate::error::Fault;
+use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Rule};
+
+/// A constant in integers. `real ≈ (elements - zero_point) · scale`, by channel if there are several scales.
+#[derive(Debug, Clone)]
+pub struct Constant {
+    /// The integers, in the shape of the original.
+    pub elements: Array,
+    /// One scale, or one for each index along `axis`.
+    pub scales: Vec<f32>,
+    /// The integer that stands for 0.
+    pub zero_point: i32,
+    /// The axis that the scales run along; `None`: one scale.
+    pub axis: Option<usize>,
+}
+
+/// The largest share of the int32 range that a bias may take, leaving room for the sum of products.
+const BIAS_LIMIT: f64 = (i32::MAX / 2) as f64;
+
+/// Quantizes all constants of integer nodes.
+pub fn solve(
+    graph: &Graph,
+    plan: &Plan,
+    target: &Target,
+) -> Result<BTreeMap<(NodeId, usize), Constant>, Fault> {
+    let mut solved = BTreeMap::new();
+    for (&id, candidate) in &plan.placement.integer {
+        if let Rule::Contraction { weight, channel_axis, bias } = candidate.rule
+            && let Some(tensor) = graph.constant_input(id, weight)
+        {
+            let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
+            let Some(input) = input else { continue };
+            let array = tensor.array()?;
+            let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
+            let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
+            let axis = channel_axis.filter(|_| array.rank() >= 2).filter(|&a| a == 0 || array.rank() == 2);
+            let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
+            let quantized = weight_of(&array, axis, input.params.scale, &offsets, target.saturating_pairs)?;
+            if let Some((slot, _)) = bias {
+                solved.insert((id, slot), bias_of(&offsets, input.params.scale, &quantized.scales));
+            }
+            solved.insert((id, weight), quantized);
+        }
+        for slot in activation_slots(&candidate.rule, graph.node(id).inputs) {
+            if let Some(tensor) = graph.constant_input(id, slot)
+                && let std::collections::btree_map::Entry::Vacant(entry) = solved.entry((id, slot))
+            {
+                entry.insert(operand_of(&tensor.array()?)?);
+            }
+        }
+    }
+    Ok(solved)
+}
+
+/// A weight as symmetric `int8`; one scale for each index along `axis`. `bias` is by channel, or empty.
+pub fn weight_of(
+    array: &Array,
+    axis: Option<usize>,
+    input_scale: f32,
+    bias: &[f32],
+    saturating_pairs: bool,
+) -> Result<Constant, Fault> {
+    let real = array.slice::<f32>()?;
+    let channels = axis.map_or(1, |a| array.shape()[a]);
+    let inner: usize = axis.map_or(1, |a| array.shape()[a + 1..].iter().product::<usize>()).max(1);
+    let channel = |index: usize| if axis.is_some() { index / inner % channels } else { 0 };
+    let mut largest = vec![0f32; channels];
+    for (index, value) in real.iter().enumerate() {
+        let slot = &mut largest[channel(index)];
+        *slot = slot.max(value.abs());
+    }
+    let mut scales: Vec<f32> = largest.iter().map(|&m| scale_for(m)).collect();
+    for (c, &b) in bias.iter().enumerate() {
+        let finest = (f64::from(b.abs()) / BIAS_LIMIT / f64::from(input_scale)) as f32;
+        let scale = &mut scales[if channels == 1 { 0 } else { c.min(channels - 1) }];
+        *scale = scale.max(finest);
+    }
+    let mut elements = vec![0i8; real.len()];
+    if saturating_pairs && array.rank() >= 2 {
+        pairs::quantize(array.shape(), axis, real, &mut scales, &mut elements);
+    } else {
+        for (i, (q, &w)) in elements.iter_mut().zip(real).enumerate() {
+            *q = nearest(w, scales[channel(i)]);
+        }
+    }
+    Ok(Constant { elements: Array::new(array.shape(), elements)?, scales, zero_point: 0, axis })
+}
+
+/// The `int8` value nearest to `w / scale`, symmetric.
+fn nearest(w: f32, scale: f32) -> i8 {
+    (w / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+}
+
+fn scale_for(largest: f32) -> f32 {
+    let scale = largest / 127.0;
+    if scale.is_normal() { scale } else { 1.0 }
+}
+
+fn bias_of(bias: &[f32], input_scale: f32, weight_scales: &[f32]) -> Constant {
+    let scale = |c: usize| input_scale * weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
+    let quantize = |(c, &b): (usize, &f32)| {
+        let q = (f64::from(b) / f64::from(scale(c))).round_ties_even();
+        q.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+    };
+    let elements = Array::vector(bias.iter().enumerate().map(quantize).collect::<Vec<i32>>());
+    let per_channel = weight_scales.len() > 1;
+    let scales = if per_channel { (0..bias.len()).map(scale).collect() } else { vec![scale(0)] };
+    Constant { elements, scales, zero_point: 0, axis: per_channel.then_some(0) }
+}
+
+/// A constant operand of arithmetic, quantized like an activation with the range that it has.
+fn operand_of(array: &Array) -> Result<Constant, Fault> {
+    let real = array.slice::<f32>()?;
+    let low = real.iter().copied().fold(0f32, f32::min);
+    let high = real.iter().copied().fold(0f32, f32::max);
+    let params = QuantParams::asymmetric(low, high, DType::U8);
+    let elements =
+        Array::new(array.shape(), real.iter().map(|&v| params.quantize(v) as u8).collect::<Vec<u8>>())?;
+    Ok(Constant { elements, scales: vec![params.scale], zero_point: params.zero_point, axis: None })
+}

@@ -1,0 +1,144 @@
+//! Weights for processors that add pairs of `uint8 · int8` products in 16 bits.
+//!
+//! `vpmaddubsw` computes `x₀·w₀ + x₁·w₁` and saturates at ±32767. With `x` up to 255 the sum is safe if neighbouring
+//! weights of one sign add up to at most 128. Each channel gets the scale, between the usual one and twice that, at
+//! which rounding and cutting the remaining offenders cost the least squared error.
+
+use rayon::prelude::*;
+
+use super::nearest;
+
+/// The largest sum of two neighbours of one sign: `255 · 128 ≤ 32767`.
+const LIMIT: i32 = 128;
+
+/// Scales tried for a channel with offenders, as multiples of the usual one, in sixteenths.
+const SIXTEENTHS: std::ops::RangeInclusive<u16> = 16..=32;
+
+/// Quantizes a weight of at least two axes; raises `scales` where that lessens the error.
+pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut [f32], out: &mut [i8]) {
+    let columns = shape[shape.len() - 1];
+    let by_column = axis != Some(0);
+    // One row for each output channel, its products in the order of summation.
+    let (rows, depth) = if by_column {
+        (columns, real.len() / columns.max(1))
+    } else {
+        (shape[0], real.len() / shape[0].max(1))
+    };
+    let window: usize = if by_column { 1 } else { shape[2..].iter().product::<usize>().max(1) };
+    let neighbours = Neighbours { depth, window };
+    let row = |r: usize| -> Vec<f32> {
+        match by_column {
+            true => (0..depth).map(|k| real[k * columns + r]).collect(),
+            false => real[r * depth..(r + 1) * depth].to_vec(),
+        }
+    };
+    let shared = scales.len() == 1;
+    let solved: Vec<(Vec<i8>, f32)> = (0..rows)
+        .into_par_iter()
+        .map(|r| neighbours.solve(&row(r), scales[if shared { 0 } else { r }], shared))
+        .collect();
+    for (r, (quantized, scale)) in solved.into_iter().enumerate() {
+        if !shared {
+            scales[r] = scale;
+        }
+        for (k, q) in quantized.into_iter().enumerate() {
+            out[if by_column { k * columns + r } else { r * depth + k }] = q;
+        }
+    }
+}
+
+/// The orders in which kernels pair the weights of a channel: as stored, or with the input channel innermost, paired
+/// through or anew for each position of the window.
+struct Neighbours {
+    depth: usize,
+    window: usize,
+}
+
+impl Neighbours {
+    fn for_each(&self, mut f: impl FnMut(usize, usize)) {
+        (0..self.depth / 2).for_each(|i| f(2 * i, 2 * i + 1));
+        if self.window < 2 {
+            return;
+        }
+        let inputs = self.depth / self.window;
+        let at = |k: usize| k % inputs * self.window + k / inputs;
+        (0..self.depth / 2).for_each(|i| f(at(2 * i), at(2 * i + 1)));
+        if inputs % 2 == 1 {
+            for tap in 0..self.window {
+                (0..inputs / 2).for_each(|i| f(at(tap * inputs + 2 * i), at(tap * inputs + 2 * i + 1)));
+            }
+        }
+    }
+
+    /// Is the input channel alone (depthwise)? Those kernels add in 32 bits.
+    fn harmless(&self) -> bool {
+        self.window > 1 && self.depth == self.window
+    }
+
+    fn offends(&self, q: &[i8]) -> bool {
+        let mut found = false;
+        self.for_each(|a, b| found |= (i32::from(q[a]) + i32::from(q[b])).abs() > LIMIT);
+        found
+    }
+
+    /// The integers of a channel and their scale.
+    fn solve(&self, real: &[f32], scale: f32, fixed: bool) -> (Vec<i8>, f32) {
+        let round = |scale: f32| -> Vec<i8> { real.iter().map(|&w| nearest(w, scale)).collect() };
+        let first = round(scale);
+        if self.harmless() || !self.offends(&first) {
+            return (first, scale);
+        }
+        let mut best = (f64::INFINITY, first, scale);
+        for sixteenths in SIXTEENTHS {
+            let scale = if fixed { scale } else { scale * f32::from(sixteenths) / 16.0 };
+            let mut q = round(scale);
+            while self.offends(&q) {
+                self.for_each(|a, b| cut(&mut q, a, b));
+            }
+            let error = |(&w, &q): (&f32, &i8)| f64::from(w - f32::from(q) * scale).powi(2);
+            let error: f64 = real.iter().zip(&q).map(error).sum();
+            if error < best.0 {
+                best = (error, q, scale);
+            }
+        }
+        (best.1, best.2)
+    }
+}
+
+/// Takes half of the excess of two neighbours from each.
+fn cut(q: &mut [i8], a: usize, b: usize) {
+    let (x, y) = (i32::from(q[a]), i32::from(q[b]));
+    let excess = (x + y).abs() - LIMIT;
+    if excess > 0 {
+        let sign = (x + y).signum();
+        q[a] = (x - sign * (excess + 1) / 2) as i8;
+        q[b] = (y - sign * excess / 2) as i8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pair_leaves_sixteen_bits_in_any_order() {
+        let shape = [4, 3, 3, 3];
+        let real: Vec<f32> = (0..108).map(|i| ((i * 37 % 101) as f32 - 30.0) / 71.0).collect();
+        let mut scales = vec![71.0 / 71.0 / 127.0; 4];
+        let mut out = vec![0; 108];
+        quantize(&shape, Some(0), &real, &mut scales, &mut out);
+        let neighbours = Neighbours { depth: 27, window: 9 };
+        for (row, scale) in out.chunks(27).zip(&scales) {
+            assert!(!neighbours.offends(row));
+            assert!(*scale >= 1.0 / 127.0 && *scale <= 2.0 / 127.0);
+        }
+    }
+
+    #[test]
+    fn harmless_channels_keep_their_scale() {
+        let mut out = vec![0; 4];
+        let mut scales = vec![0.01, 0.01];
+        quantize(&[2, 2], Some(1), &[1.27, -0.3, -1.27, 0.2], &mut scales, &mut out);
+        assert_eq!((out, scales), (vec![127, -30, -127, 20], vec![0.01, 0.01]));
+    }
+}

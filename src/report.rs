@@ -1,0 +1,286 @@
+//! What was done, for people (a few lines) and for programs (JSON of the same facts).
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::calibrate::closeness::Closeness;
+use crate::calibrate::read::Samples;
+use crate::compile::{Mode, Options};
+use crate::error::{Error, Fault};
+use crate::interpret::node_label;
+use crate::ir::{Graph, Model, NodeId, Rule};
+use crate::onnx::Source;
+use crate::passes::Log;
+use crate::proto::StringStringEntryProto;
+use crate::quantize::Plan;
+
+/// Outputs worse than this are called out: the result is hardly the same model.
+const POOR_SQNR: f64 = 10.0;
+
+/// The facts of one compilation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of qonnx.
+    pub version: &'static str,
+    /// What was asked for, resolved: `static`, `weight-only`, `none`.
+    pub mode: &'static str,
+    /// Name of the target.
+    pub target: String,
+    /// The command line.
+    pub command: String,
+    /// File name of the input.
+    pub model: String,
+    /// First 16 digits of the input's SHA-256.
+    pub model_digest: String,
+    /// First 16 digits of the SHA-256 over the samples.
+    pub data_digest: Option<String>,
+    /// Number of calibration samples.
+    pub samples: usize,
+    /// Bytes of the input file.
+    pub size_before: usize,
+    /// Bytes of the output file.
+    pub size_after: usize,
+    /// Wall-clock time in seconds.
+    #[serde(skip)]
+    pub seconds: f64,
+    /// Rewrites that were applied: pass and node.
+    pub applied: Vec<(&'static str, String)>,
+    /// Rewrites that were refused: pass, node and reason.
+    pub refused: Vec<(&'static str, String, String)>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// What was quantized and what was not.
+    pub quantized: Quantized,
+    /// Closeness of each output to the original's on calibration samples.
+    pub outputs: Vec<Closeness>,
+}
+
+/// What was quantized and what was not.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Quantized {
+    /// Nodes in integers (static) or with integer weights (weight-only).
+    pub nodes: Vec<String>,
+    /// Nodes with arithmetic that stayed float, and why.
+    pub float: Vec<(String, String)>,
+    /// Quantized activations.
+    pub activations: Vec<Activation>,
+    /// Why a part of the graph could not be calibrated.
+    pub problem: Option<String>,
+}
+
+/// A quantized activation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Activation {
+    /// Name of the value.
+    pub value: String,
+    /// Step between quantized values.
+    pub scale: f32,
+    /// The integer that stands for 0.
+    pub zero_point: i32,
+    /// Least and greatest value seen.
+    pub seen: (f32, f32),
+    /// The method that chose the range.
+    pub method: String,
+    /// Signal-to-noise ratio of quantizing this value alone, in dB.
+    pub sqnr_db: f64,
+    /// The value whose parameters it shares, possibly itself.
+    pub group: String,
+}
+
+impl Quantized {
+    /// The facts of a static plan.
+    pub fn plan(graph: &Graph, plan: &Plan, problem: Option<&Error>) -> Self {
+        let name = |id: &NodeId| format!("{} `{}`", graph.node(*id).op_type, node_label(graph, *id));
+        let counts = |id: &&NodeId| !matches!(plan.placement.integer[*id].rule, Rule::Clamp { .. });
+        Self {
+            nodes: plan.placement.integer.keys().filter(counts).map(name).collect(),
+            float: plan.placement.float.iter().map(|(id, why)| (name(id), why.clone())).collect(),
+            activations: plan
+                .activations
+                .iter()
+                .map(|(&v, a)| Activation {
+                    value: graph.name(v).into(),
+                    scale: a.params.scale,
+                    zero_point: a.params.zero_point,
+                    seen: a.seen,
+                    method: a.why.clone(),
+                    sqnr_db: a.sqnr.min(999.0),
+                    group: graph.name(a.group).into(),
+                })
+                .collect(),
+            problem: problem.map(ToString::to_string),
+        }
+    }
+
+    /// The facts of weight-only quantization.
+    pub fn weights(graph: &Graph, done: &[NodeId], float: &BTreeMap<NodeId, String>) -> Self {
+        let name = |id: &NodeId| format!("{} `{}`", graph.node(*id).op_type, node_label(graph, *id));
+        Self {
+            nodes: done.iter().map(name).collect(),
+            float: float.iter().map(|(id, why)| (name(id), why.clone())).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Report {
+    /// The facts known before anything is done.
+    pub fn new(input: &Path, source: &Source, options: &Options, mode: Mode) -> Self {
+        let mut warnings = Vec::new();
+        if source.lost_bytes > 0 {
+            warnings.push(format!(
+                "{} bytes of the file are unknown to ONNX and will be lost",
+                source.lost_bytes
+            ));
+        }
+        if options.mode == Mode::Auto && mode == Mode::WeightOnly {
+            warnings.push(
+                "no calibration data: only weights are quantized (use --calib for full integer)".into(),
+            );
+        }
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            mode: match mode {
+                Mode::Static => "static",
+                Mode::None => "none",
+                Mode::WeightOnly | Mode::Auto => "weight-only",
+            },
+            target: options.target.clone(),
+            command: options.command.clone(),
+            model: input.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            model_digest: source.digest.clone(),
+            data_digest: None,
+            samples: 0,
+            size_before: source.size,
+            size_after: 0,
+            seconds: 0.0,
+            applied: Vec::new(),
+            refused: Vec::new(),
+            warnings,
+            quantized: Quantized::default(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Notes what the passes did.
+    pub fn passes(&mut self, log: Log) {
+        self.applied = log.applied;
+        self.refused = log.refused;
+        self.warnings.extend(log.warnings);
+    }
+
+    /// Notes which samples were used.
+    pub fn samples(&mut self, samples: &Samples) {
+        self.samples = samples.len();
+        self.data_digest = samples.digest().ok();
+    }
+
+    /// Notes what reading the samples showed.
+    pub fn samples_warnings(&mut self, samples: &Samples) {
+        self.warnings.extend(samples.warnings());
+    }
+
+    /// Notes how close the outputs are; a result that is not finite or has another shape is an error.
+    pub fn outputs(&mut self, outputs: Vec<Closeness>) -> Result<(), Error> {
+        for output in &outputs {
+            if output.bad_samples > 0 {
+                let message = format!("output `{}` has another shape or is not finite", output.output);
+                return Err(Fault::new(message).at("the quantized model is broken"));
+            }
+            if let Some(db) = output.sqnr_db.filter(|&db| db < POOR_SQNR) {
+                self.warnings
+                    .push(format!("output `{}` is far from the original: {db:.1} dB", output.output));
+            }
+        }
+        self.outputs = outputs;
+        Ok(())
+    }
+
+    /// Notes what was quantized.
+    pub fn quantized(&mut self, quantized: Quantized) {
+        if let Some(problem) = &quantized.problem {
+            self.warnings
+                .push(format!("a part of the graph stays float, for it could not be run: {problem}"));
+        }
+        self.quantized = quantized;
+    }
+
+    /// Writes producer and provenance into the model.
+    pub fn sign(&self, model: &mut Model) {
+        let mut set = |key: &str, value: &str| {
+            let entries = &mut model.rest.metadata_props;
+            entries.retain(|e| e.key.as_deref() != Some(key));
+            entries.push(StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) });
+        };
+        set("qonnx.version", self.version);
+        set("qonnx.mode", self.mode);
+        set("qonnx.target", &self.target);
+        set("qonnx.options", &self.command);
+        set("qonnx.model_sha256", &self.model_digest);
+        if let Some(digest) = &self.data_digest {
+            set("qonnx.data_sha256", digest);
+        }
+        model.rest.producer_name = Some("qonnx".into());
+        model.rest.producer_version = Some(self.version.into());
+    }
+
+    /// Three or four lines for the terminal.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        let ratio = self.size_after as f64 / self.size_before.max(1) as f64;
+        let mb = |bytes: usize| bytes as f64 / 1e6;
+        let _ = writeln!(
+            text,
+            "size      {:.2} MB -> {:.2} MB ({:.0} %), {} in {:.1} s",
+            mb(self.size_before),
+            mb(self.size_after),
+            100.0 * ratio,
+            self.mode,
+            self.seconds
+        );
+        if self.mode == "none" {
+            return text;
+        }
+        let _ = writeln!(text, "operators {}", self.operators());
+        if let Some(worst) = self.worst_activation() {
+            let _ = writeln!(
+                text,
+                "worst     `{}` alone: {:.1} dB, range {}",
+                worst.value, worst.sqnr_db, worst.method
+            );
+        }
+        let outputs: Vec<String> = self.outputs.iter().take(4).map(shown).collect();
+        if !outputs.is_empty() {
+            let more = self.outputs.len().saturating_sub(4);
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            let _ = writeln!(text, "accuracy  {}{more}", outputs.join(", "));
+        }
+        text
+    }
+
+    fn operators(&self) -> String {
+        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, why) in &self.quantized.float {
+            *reasons.entry(why).or_default() += 1;
+        }
+        let main = reasons.iter().max_by_key(|(_, n)| **n).map(|(why, n)| format!(" ({n}: {why})"));
+        let kind = if self.mode == "static" { "in integers" } else { "with integer weights" };
+        let float = self.quantized.float.len();
+        format!("{} {kind}, {float} float{}", self.quantized.nodes.len(), main.unwrap_or_default())
+    }
+
+    fn worst_activation(&self) -> Option<&Activation> {
+        self.quantized.activations.iter().min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db))
+    }
+}
+
+fn shown(output: &Closeness) -> String {
+    let agreement = 100.0 * output.argmax_agreement;
+    match output.sqnr_db {
+        Some(db) => format!("`{}` {db:.1} dB, argmax {agreement:.0} %", output.output),
+        None => format!("`{}` equal", output.output),
+    }
+}
