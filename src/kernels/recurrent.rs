@@ -3,8 +3,9 @@
 //! The product of the inputs with their weights does not depend on the state, so it is computed for all steps at
 //! once; a step then costs one product of the states with the recurrent weights, and the gates.
 
+use super::gemm::{Mat, MatMut, Number, Size, gemm};
 use super::real::Real;
-use super::reduce::dot;
+use super::simd::{self, Task};
 
 /// An activation function with its constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,7 +47,8 @@ pub enum Function {
 
 impl Activation {
     fn apply<T: Real>(&self, x: &mut [T]) {
-        let (alpha, beta, zero, one) = (T::of(self.alpha.into()), T::of(self.beta.into()), T::ZERO, T::ONE);
+        let (alpha, beta, zero, one) =
+            (T::of(self.alpha.into()), T::of(self.beta.into()), T::ZERO, T::of(1.0));
         let mut each = |f: &dyn Fn(T) -> T| x.iter_mut().for_each(|v| *v = f(*v));
         match self.function {
             Function::Tanh => T::tanh_slice(x),
@@ -148,7 +150,7 @@ pub struct Layer<'a, T> {
 
 /// Runs a layer over `x` (time × batch × input). Sequence `b` ends after `lengths[b]` steps. `h` and `c` (batch × H)
 /// hold the initial states and then the last ones; `emit` gets step, sequence and state.
-pub fn run<T: Real>(
+pub fn run<T: Real + Number>(
     layer: &Layer<T>,
     sizes: Sizes,
     x: &[T],
@@ -157,11 +159,19 @@ pub fn run<T: Real>(
     mut emit: impl FnMut(usize, usize, &[T]),
 ) {
     let (hidden, width) = (sizes.hidden, layer.cell.gates() * sizes.hidden);
-    let from_inputs = products(x, layer.weights, sizes.input, layer.biases.map(|b| b.0), width);
+    let (input_bias, state_bias) = layer.biases.unzip();
+    let weights = Weights::new(layer.weights, sizes.input, width);
+    let from_inputs = weights.apply(x, sizes.time * sizes.batch, input_bias);
+    let recurrent = Weights::new(layer.recurrent, hidden, width);
+    let hidden_gate = match layer.cell {
+        Cell::Gru { linear_before_reset: false } => {
+            Some(Weights::new(&layer.recurrent[2 * hidden * hidden..], hidden, hidden))
+        }
+        _ => None,
+    };
     let mut gates = vec![T::ZERO; width];
-    let mut scratch = vec![T::ZERO; hidden];
     for step in 0..sizes.time {
-        let from_states = products(h, layer.recurrent, hidden, layer.biases.map(|b| b.1), width);
+        let from_states = recurrent.apply(h, sizes.batch, state_bias);
         for (b, &length) in lengths.iter().enumerate().filter(|&(_, &length)| step < length) {
             let t = if layer.reverse { length - 1 - step } else { step };
             gates.copy_from_slice(&from_inputs[(t * sizes.batch + b) * width..][..width]);
@@ -172,9 +182,7 @@ pub fn run<T: Real>(
                     add(&mut gates, states);
                     layer.lstm(&mut gates, h, &mut c[b * hidden..][..hidden], coupled);
                 }
-                Cell::Gru { linear_before_reset } => {
-                    layer.gru(&mut gates, states, h, linear_before_reset, &mut scratch);
-                }
+                Cell::Gru { .. } => layer.gru(&mut gates, states, h, hidden_gate.as_ref()),
                 Cell::Plain => {
                     add(&mut gates, states);
                     layer.activate(0, &mut gates);
@@ -186,7 +194,7 @@ pub fn run<T: Real>(
     }
 }
 
-impl<T: Real> Layer<'_, T> {
+impl<T: Real + Number> Layer<'_, T> {
     fn activate(&self, which: usize, x: &mut [T]) {
         if let Some(limit) = self.clip {
             x.iter_mut().for_each(|v| *v = clamp(*v, -limit, limit));
@@ -209,7 +217,7 @@ impl<T: Real> Layer<'_, T> {
         self.activate(0, forget);
         self.activate(1, cell);
         for i in 0..n {
-            let keep = if coupled { T::ONE - input[i] } else { forget[i] };
+            let keep = if coupled { T::of(1.0) - input[i] } else { forget[i] };
             c[i] = keep * c[i] + input[i] * cell[i];
         }
         if let Some(p) = self.peepholes {
@@ -223,24 +231,23 @@ impl<T: Real> Layer<'_, T> {
         h.iter_mut().zip(output).for_each(|(h, &mut o)| *h = *h * o);
     }
 
-    fn gru(&self, gates: &mut [T], states: &[T], h: &mut [T], linear_before_reset: bool, scratch: &mut [T]) {
+    /// With the weights of the hidden gate the state is reset before the product, without them after.
+    fn gru(&self, gates: &mut [T], states: &[T], h: &mut [T], hidden_gate: Option<&Weights<T>>) {
         let n = h.len();
         let (update_reset, hidden) = gates.split_at_mut(2 * n);
         add(update_reset, &states[..2 * n]);
         self.activate(0, update_reset);
         let (update, reset) = update_reset.split_at(n);
-        if linear_before_reset {
-            add_product(hidden, reset, &states[2 * n..]);
-        } else {
-            for i in 0..n {
-                scratch[i] = reset[i] * h[i];
+        match hidden_gate {
+            None => add_product(hidden, reset, &states[2 * n..]),
+            Some(weights) => {
+                let kept: Vec<T> = reset.iter().zip(&*h).map(|(&r, &h)| r * h).collect();
+                add(hidden, &weights.apply(&kept, 1, self.biases.map(|b| &b.1[2 * n..])));
             }
-            let bias = self.biases.map(|b| &b.1[2 * n..]);
-            add(hidden, &products(scratch, &self.recurrent[2 * n * n..], n, bias, n));
         }
         self.activate(1, hidden);
         for i in 0..n {
-            h[i] = (T::ONE - update[i]) * hidden[i] + update[i] * h[i];
+            h[i] = (T::of(1.0) - update[i]) * hidden[i] + update[i] * h[i];
         }
     }
 }
@@ -253,18 +260,59 @@ fn add_product<T: Real>(sum: &mut [T], a: &[T], b: &[T]) {
     sum.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (&a, &b))| *s += a * b);
 }
 
-/// `rows · weightsᵀ + bias`: rows of `depth` elements become rows of `width`.
-fn products<T: Real>(rows: &[T], weights: &[T], depth: usize, bias: Option<&[T]>, width: usize) -> Vec<T> {
-    if depth == 0 {
-        return bias.unwrap_or(&vec![T::ZERO; width]).to_vec();
+/// A weight matrix turned over: `depth` rows of `width`, so that a product runs along them.
+struct Weights<T> {
+    depth: usize,
+    width: usize,
+    rows: Vec<T>,
+}
+
+impl<T: Real + Number> Weights<T> {
+    /// From `width` rows of `depth` elements.
+    fn new(weights: &[T], depth: usize, width: usize) -> Self {
+        let mut rows = vec![T::ZERO; weights.len()];
+        if depth > 0 {
+            for (column, row) in weights.chunks_exact(depth).enumerate() {
+                row.iter().enumerate().for_each(|(i, &w)| rows[i * width + column] = w);
+            }
+        }
+        Self { depth, width, rows }
     }
-    let mut y = Vec::with_capacity(rows.len() / depth * width);
-    for row in rows.chunks_exact(depth) {
-        let start = y.len();
-        y.extend(weights.chunks_exact(depth).map(|w| dot(row, w)));
-        if let Some(bias) = bias {
-            add(&mut y[start..], bias);
+
+    /// `x · weights + bias`, for `count` rows of `depth` elements.
+    fn apply(&self, x: &[T], count: usize, bias: Option<&[T]>) -> Vec<T> {
+        let Self { depth, width, rows } = self;
+        let mut y = match bias {
+            Some(bias) => bias.repeat(count),
+            None => vec![T::ZERO; count * width],
+        };
+        if count == 1 {
+            // Too little work for the packing of a general product.
+            simd::run(Row { x, rows, y: &mut y });
+        } else {
+            let (size, one) = (Size { m: count, n: *width, k: *depth }, T::of(1.0));
+            gemm(size, one, Mat::rows(x, *depth), Mat::rows(rows, *width), one, MatMut::rows(&mut y, *width));
+        }
+        y
+    }
+}
+
+/// `y ← y + x · rows` for one vector.
+struct Row<'a, T> {
+    x: &'a [T],
+    rows: &'a [T],
+    y: &'a mut [T],
+}
+
+impl<T: Real> Task for Row<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, rows, y } = self;
+        if y.is_empty() {
+            return;
+        }
+        for (&x, row) in x.iter().zip(rows.chunks_exact(y.len())) {
+            y.iter_mut().zip(row).for_each(|(y, &w)| *y += x * w);
         }
     }
-    y
 }

@@ -5,17 +5,18 @@
 //! of the length instead of the length. The order depends on the extents alone.
 
 use super::real::Real;
+use super::simd::{self, Task};
 
 const LANES: usize = 16;
 const PIECE: usize = 1024;
 
 /// Folds one run of elements. `start` must be neutral for `merge`.
 #[inline(always)]
-pub fn fold<T: Copy, A: Copy>(
+fn fold<T: Copy, A: Copy>(
     x: &[T],
     start: A,
-    step: &(impl Fn(A, T) -> A + Copy),
-    merge: &(impl Fn(A, A) -> A + Copy),
+    step: impl Fn(A, T) -> A + Copy,
+    merge: impl Fn(A, A) -> A + Copy,
 ) -> A {
     let mut total = start;
     let mut stack = [start; usize::BITS as usize];
@@ -40,8 +41,8 @@ pub fn fold<T: Copy, A: Copy>(
 fn fold_piece<T: Copy, A: Copy>(
     x: &[T],
     start: A,
-    step: &(impl Fn(A, T) -> A + Copy),
-    merge: &(impl Fn(A, A) -> A + Copy),
+    step: impl Fn(A, T) -> A + Copy,
+    merge: impl Fn(A, A) -> A + Copy,
 ) -> A {
     let (rows, rest) = x.as_chunks::<LANES>();
     let mut lanes = [start; LANES];
@@ -67,26 +68,48 @@ fn fold_piece<T: Copy, A: Copy>(
 /// neutral for `merge`.
 pub fn fold_axis<T: Copy, A: Copy>(
     x: &[T],
-    (outer, n, inner): (usize, usize, usize),
+    extents: (usize, usize, usize),
     start: A,
     step: impl Fn(A, T) -> A + Copy,
     merge: impl Fn(A, A) -> A + Copy,
 ) -> Vec<A> {
-    if n == 0 || inner == 0 {
-        return vec![start; outer * inner];
-    }
-    if inner == 1 {
-        return x.chunks_exact(n).map(|run| fold(run, start, &step, &merge)).collect();
-    }
-    let mut y = vec![start; outer * inner];
-    for (block, y) in x.chunks_exact(n * inner).zip(y.chunks_exact_mut(inner)) {
-        for row in block.chunks_exact(inner) {
-            for (y, &v) in y.iter_mut().zip(row) {
-                *y = step(*y, v);
+    let mut out = vec![start; extents.0 * extents.2];
+    simd::run(Fold { x, n: extents.1, inner: extents.2, out: &mut out, start, step, merge });
+    out
+}
+
+struct Fold<'a, T, A, S, M> {
+    x: &'a [T],
+    n: usize,
+    inner: usize,
+    /// Holds `start` everywhere.
+    out: &'a mut [A],
+    start: A,
+    step: S,
+    merge: M,
+}
+
+impl<T: Copy, A: Copy, S: Fn(A, T) -> A + Copy, M: Fn(A, A) -> A + Copy> Task for Fold<'_, T, A, S, M> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, n, inner, out, start, step, merge } = self;
+        if n == 0 || inner == 0 {
+            return;
+        }
+        if inner == 1 {
+            for (run, y) in x.chunks_exact(n).zip(out) {
+                *y = fold(run, start, step, merge);
+            }
+            return;
+        }
+        for (block, out) in x.chunks_exact(n * inner).zip(out.chunks_exact_mut(inner)) {
+            for row in block.chunks_exact(inner) {
+                for (y, &v) in out.iter_mut().zip(row) {
+                    *y = step(*y, v);
+                }
             }
         }
     }
-    y
 }
 
 /// Combines every row of a block with one value for each column.
@@ -102,33 +125,29 @@ pub fn per_column<T: Copy>(block: &mut [T], values: &[T], f: impl Fn(T, T) -> T)
 
 /// The sum of a run.
 pub fn sum<T: Real>(x: &[T]) -> T {
-    fold(x, T::ZERO, &|a, v| a + v, &|a, b| a + b)
+    one(x, T::ZERO, |a, v| a + v, |a, b| a + b)
 }
 
 /// The sum of the squares of what lies between the elements and `center`.
 pub fn sum_squares<T: Real>(x: &[T], center: T) -> T {
-    fold(x, T::ZERO, &|a, v| a + (v - center) * (v - center), &|a, b| a + b)
-}
-
-/// The sum of the products of two runs of equal length.
-pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let (a_rows, a_rest) = a.as_chunks::<LANES>();
-    let (b_rows, b_rest) = b.as_chunks::<LANES>();
-    let mut lanes = [T::ZERO; LANES];
-    for (a, b) in a_rows.iter().zip(b_rows) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane += a * b;
-    }
-    sum(&lanes)
+    one(x, T::ZERO, move |a, v| a + (v - center) * (v - center), |a, b| a + b)
 }
 
 /// The greatest element; NaN if any is, -∞ if there is none.
 pub fn maximum<T: Real>(x: &[T]) -> T {
-    fold(x, -T::INFINITY, &T::maximum, &T::maximum)
+    one(x, -T::INFINITY, T::maximum, T::maximum)
+}
+
+/// Folds one run.
+fn one<T: Copy, A: Copy>(
+    x: &[T],
+    start: A,
+    step: impl Fn(A, T) -> A + Copy,
+    merge: impl Fn(A, A) -> A + Copy,
+) -> A {
+    let mut out = [start];
+    simd::run(Fold { x, n: x.len(), inner: 1, out: &mut out, start, step, merge });
+    out[0]
 }
 
 /// Position of the first element along the middle extent that no later one beats; `outer` × `inner` results.
@@ -164,7 +183,7 @@ mod tests {
             let x: Vec<f64> = (0..n).map(|i| i as f64).collect();
             assert_eq!(sum(&x), (n * n.saturating_sub(1) / 2) as f64, "{n}");
             assert_eq!(maximum(&x), if n == 0 { f64::NEG_INFINITY } else { (n - 1) as f64 });
-            assert_eq!(dot(&x, &x), x.iter().map(|v| v * v).sum::<f64>());
+            assert_eq!(sum_squares(&x, 0.0), x.iter().map(|v| v * v).sum::<f64>());
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! x86-64 has a rounding instruction only from SSE4.1 on. Adding and subtracting 1.5 · 2²³ rounds just as well: at
 //! that magnitude neighbouring floats lie 1 apart, so the sum itself is rounded to the nearest even integer. It is
-//! exact up to 2²², far beyond what 16 bits and their zero point can reach. The loops are compiled once more for AVX2
-//! and chosen at run time; both give the same bits.
+//! exact up to 2²², far beyond what 16 bits and their zero point can reach.
+
+use super::simd::{self, Task};
 
 /// An integer type that tensors are quantized to.
 pub trait Quantized: Copy + Default + Send + Sync + 'static {
@@ -38,79 +39,86 @@ impl Narrow for i16 {}
 
 const ROUNDER: f32 = 12_582_912.0; // 1.5 · 2²³
 
-/// A number to the nearest integer, halves to even; exact for |v| ≤ 2²².
+/// The nearest number in `[low, high]`; NaN becomes `low`.
 #[inline(always)]
-fn round(v: f32) -> f32 {
-    (v + ROUNDER) - ROUNDER
+fn limit(v: f32, low: f32, high: f32) -> f32 {
+    let v = if v > low { v } else { low };
+    if v < high { v } else { high }
 }
 
-#[inline(always)]
-fn quantize_loop<Q: Narrow>(x: &[f32], scale: f32, zero_point: Q, out: &mut [Q]) {
-    let zero_point = zero_point.widen();
-    let (low, high) = ((Q::MIN - zero_point) as f32, (Q::MAX - zero_point) as f32);
-    for (q, &x) in out.iter_mut().zip(x) {
-        let v = x / scale;
-        let v = if v > low { v } else { low }; // also NaN
-        let v = if v < high { v } else { high };
-        // SAFETY: v lies in [low, high], within 17 bits, and is not NaN.
-        *q = Q::truncate(unsafe { round(v).to_int_unchecked::<i32>() } + zero_point);
-    }
+/// Quantizes real numbers. NaN becomes the lowest value.
+pub fn quantize_slice<Q: Narrow>(x: &[f32], scale: f32, zero_point: Q, out: &mut [Q]) {
+    simd::run(Quantize { x, scale, zero_point, out });
 }
 
-#[inline(always)]
-fn dequantize_loop<Q: Quantized>(q: &[Q], scale: f32, zero_point: Q, out: &mut [f32]) {
-    let zero_point = zero_point.widen();
-    for (x, &q) in out.iter_mut().zip(q) {
-        *x = q.widen().wrapping_sub(zero_point) as f32 * scale;
-    }
+/// The real numbers that quantized ones stand for: `(q - zero_point) * scale`.
+pub fn dequantize_slice<Q: Quantized>(q: &[Q], scale: f32, zero_point: Q, out: &mut [f32]) {
+    simd::run(Dequantize { q, scale, zero_point, out });
 }
 
-#[inline(always)]
-fn fake_loop(x: &mut [f32], scale: f32, zero_point: i32, min: i32, max: i32) {
-    let (low, high) = ((min - zero_point) as f32, (max - zero_point) as f32);
-    for x in x {
-        let v = *x / scale;
-        let v = if v > low { v } else { low };
-        let v = if v < high { v } else { high };
-        *x = (round(v) + 0.0) * scale; // + 0.0: no negative zero
-    }
+/// Quantizes to `[min, max]` and back in one step, with the same result as the two functions above. All three
+/// integers must fit in 17 bits, and `zero_point` must lie in `[min, max]`.
+pub fn fake_quantize_slice(x: &mut [f32], scale: f32, zero_point: i32, min: i32, max: i32) {
+    simd::run(Fake { x, scale, low: (min - zero_point) as f32, high: (max - zero_point) as f32 });
 }
 
-/// Defines a public function that runs a loop in the widest form the machine has.
-macro_rules! dispatched {
-    ($(#[$doc:meta])* $name:ident [$($g:ident: $b:path)?] ($($arg:ident: $t:ty),*) = $body:ident) => {
-        $(#[$doc])*
-        pub fn $name<$($g: $b)?>($($arg: $t),*) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn wide<$($g: $b)?>($($arg: $t),*) {
-                    $body($($arg),*);
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the machine has AVX2.
-                    return unsafe { wide($($arg),*) };
-                }
-            }
-            $body($($arg),*);
+struct Quantize<'a, Q> {
+    x: &'a [f32],
+    scale: f32,
+    zero_point: Q,
+    out: &'a mut [Q],
+}
+
+impl<Q: Narrow> Task for Quantize<'_, Q> {
+    #[inline(always)]
+    fn run(self) {
+        // Fields are read once: the loop's stores could touch them for all that the compiler knows.
+        let Self { x, scale, zero_point, out } = self;
+        let zero_point = zero_point.widen();
+        let (low, high) = ((Q::MIN - zero_point) as f32, (Q::MAX - zero_point) as f32);
+        // The bits of `v + ROUNDER` are those of `ROUNDER` plus the integer nearest to v.
+        let offset = ROUNDER.to_bits() as i32 - zero_point;
+        for (q, &x) in out.iter_mut().zip(x) {
+            let sum = limit(x / scale, low, high) + ROUNDER;
+            *q = Q::truncate((sum.to_bits() as i32).wrapping_sub(offset));
         }
-    };
+    }
 }
 
-dispatched! {
-    /// Quantizes real numbers. NaN becomes the lowest value.
-    quantize_slice[Q: Narrow](x: &[f32], scale: f32, zero_point: Q, out: &mut [Q]) = quantize_loop
+struct Dequantize<'a, Q> {
+    q: &'a [Q],
+    scale: f32,
+    zero_point: Q,
+    out: &'a mut [f32],
 }
 
-dispatched! {
-    /// The real numbers that quantized ones stand for: `(q - zero_point) * scale`.
-    dequantize_slice[Q: Quantized](q: &[Q], scale: f32, zero_point: Q, out: &mut [f32]) = dequantize_loop
+impl<Q: Quantized> Task for Dequantize<'_, Q> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { q, scale, zero_point, out } = self;
+        let zero_point = zero_point.widen();
+        for (x, &q) in out.iter_mut().zip(q) {
+            *x = q.widen().wrapping_sub(zero_point) as f32 * scale;
+        }
+    }
 }
 
-dispatched! {
-    /// Quantizes to `[min, max]` and back in one step, with the same result as the two functions above. All
-    /// three integers must fit in 17 bits, and `zero_point` must lie in `[min, max]`.
-    fake_quantize_slice[](x: &mut [f32], scale: f32, zero_point: i32, min: i32, max: i32) = fake_loop
+struct Fake<'a> {
+    x: &'a mut [f32],
+    scale: f32,
+    low: f32,
+    high: f32,
+}
+
+impl Task for Fake<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, scale, low, high } = self;
+        for x in x {
+            let v = (limit(*x / scale, low, high) + ROUNDER) - ROUNDER;
+            *x = (v + 0.0) * scale; // + 0.0: no negative zero
+        }
+    }
 }
 
 #[cfg(test)]

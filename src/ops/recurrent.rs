@@ -13,6 +13,7 @@ use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, TensorType, element_count};
+use crate::kernels::gemm::Number;
 use crate::kernels::recurrent::{Activation, Cell, Function, Layer, Sizes, run};
 
 /// The operators of this family.
@@ -100,7 +101,7 @@ impl Recurrent {
         if self.direction == Direction::Both { 2 } else { 1 }
     }
 
-    fn run<T: Real>(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+    fn run<T: Real + Number>(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let swap = |a: &Array| if self.batch_first { a.transposed(&[1, 0, 2]) } else { Ok(a.clone()) };
         let x = swap(required(inputs, 0)?)?;
         let (&[time, batch, input], &[_, _, hidden]) = (x.shape(), required(inputs, 2)?.shape()) else {

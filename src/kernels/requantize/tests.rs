@@ -78,7 +78,7 @@ fn plain_and_wide_loops_agree() {
     let x = numbers();
     let (mut a, mut b) = (vec![0u8; x.len()], vec![0u8; x.len()]);
     quantize_slice(&x, 0.3, 77, &mut a);
-    quantize_loop(&x, 0.3, 77, &mut b);
+    Quantize { x: &x, scale: 0.3, zero_point: 77, out: &mut b }.run();
     assert_eq!(a, b);
 }
 
