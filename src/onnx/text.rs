@@ -18,7 +18,7 @@
 //! # What the parser accepts beyond the syntax
 //!
 //! * Comments start with `//` as well as with `#`.
-//! * A quoted name may stand for a domain, an operator or the name of a subgraph.
+//! * A quoted name may stand for a domain, an operator, an attribute or a subgraph.
 //! * Lists of tensors, graphs and types are legal attribute values.
 //! * A `float16` or `bfloat16` element is a bit pattern when written as an integer (as the syntax has it) and a
 //!   number when written with a point or an exponent: `float16[2] h = {15360, 1.0}` holds 1 twice.
