@@ -37,7 +37,7 @@ macro_rules! families {
 
 families! {
     activation, arithmetic, cast, compare, control, conv, gather, gemm, generate, join, mask, norm, normalize, pad, pool,
-    quantize, recurrent, reduce, scatter, select, shape, softmax, unary,
+    quantize, recurrent, reduce, resize, scatter, select, shape, softmax, unary,
 }
 
 mod elementwise;

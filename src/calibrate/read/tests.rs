@@ -311,7 +311,7 @@ fn lying_npy_files() {
         (long, "a header of 4294967295 bytes"),
         (raw_npy(&nested, &[]), "shape is not a tuple"),
         (raw_npy(&header("(4611686018427387904, 4)"), &[0; 8]), "too large"),
-        (raw_npy(&header("(0, 18446744073709551615, 2)"), &[]), "shapes do not fit"),
+        (raw_npy(&header("(0, 18446744073709551615, 2)"), &[]), "too large"),
         (raw_npy(&header("(1000000000,)"), &[0; 8]), "too large"),
         (raw_npy(&header("(99999999999999999999999,)"), &[0; 8]), "is not an extent"),
         (raw_npy(&header("(-1,)"), &[0; 8]), "-1 is not an extent"),
