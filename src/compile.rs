@@ -1,94 +1,20 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::time::Instant;
 
 use crate::calibrate::closeness::{Closeness, compare};
-use crate::calibrate::config::Recipe;
 use crate::calibrate::read::{self, InputSpec, Samples};
 use crate::calibrate::run::calibrate;
-use crate::calibrate::threshold::Calibrator;
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Graph, Model, ValueId};
 use crate::onnx;
+use crate::options::{Mode, Options};
 use crate::passes;
-use crate::quantize::candidate::{Filter, rule_of};
-use crate::quantize::{Plan, Target, insert, placement, plan, plan::activation_slots, weight_only};
+use crate::quantize::candidate::watched;
+use crate::quantize::{Plan, Target, insert, placement, plan, weight_only};
 use crate::report::{Quantized, Report};
-
-/// What to make of the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// `Static` with calibration data, `WeightOnly` without.
-    #[default]
-    Auto,
-    /// Read, verify and write; every byte stays.
-    None,
-    /// Weights in 8 bits, arithmetic in float.
-    WeightOnly,
-    /// Weights and activations in 8 bits.
-    Static,
-}
-
-/// A mode's name that is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no mode: auto, none, weight-only or static")]
-pub struct UnknownMode(String);
-
-impl FromStr for Mode {
-    type Err = UnknownMode;
-
-    fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        Ok(match name {
-            "auto" => Self::Auto,
-            "none" => Self::None,
-            "weight-only" => Self::WeightOnly,
-            "static" => Self::Static,
-            other => return Err(UnknownMode(other.into())),
-        })
-    }
-}
-
-/// Everything that the user can choose.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// What to make of the model.
-    pub mode: Mode,
-    /// Directory or file with samples.
-    pub calib: Option<PathBuf>,
-    /// How pictures become samples.
-    pub recipe: Option<Recipe>,
-    /// How activation ranges are chosen.
-    pub calibrator: Calibrator,
-    /// Use at most this many samples.
-    pub samples: Option<usize>,
-    /// Name of the target.
-    pub target: String,
-    /// Nodes and operators to leave out.
-    pub filter: Filter,
-    /// Stop the passes after this many edits.
-    pub stop_after: Option<usize>,
-    /// The command, for the provenance that is written into the model.
-    pub command: String,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Auto,
-            calib: None,
-            recipe: None,
-            calibrator: Calibrator::Auto,
-            samples: None,
-            target: "ort-cpu".into(),
-            filter: Filter::default(),
-            stop_after: None,
-            command: String::new(),
-        }
-    }
-}
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
 pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
@@ -195,22 +121,6 @@ fn quantize_static(
     let quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
     insert::insert(graph, &plan);
     Ok(quantized)
-}
-
-/// The values whose distribution may be needed: what operators with an integer form read and write.
-fn watched(graph: &Graph) -> Vec<ValueId> {
-    let mut values = std::collections::BTreeSet::new();
-    for id in graph.nodes() {
-        let slots = activation_slots(&rule_of(graph, id), graph.node(id).inputs);
-        if slots.is_empty() {
-            continue;
-        }
-        values.extend(
-            slots.iter().filter_map(|&s| graph.input(id, s)).filter(|&v| graph.constant(v).is_none()),
-        );
-        values.extend(graph.outputs_of(id).into_iter().flatten());
-    }
-    values.into_iter().collect()
 }
 
 /// How close the outputs of the quantized graph are to those of the graph as it was read.

@@ -20,10 +20,12 @@ pub mod ir;
 pub mod kernels;
 pub mod onnx;
 pub mod ops;
+pub mod options;
 pub mod passes;
 #[allow(missing_docs)]
 pub mod proto;
 pub mod quantize;
 pub mod report;
 
-pub use compile::{Mode, Options, compile};
+pub use compile::compile;
+pub use options::{Mode, Options};

@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use crate::calibrate::closeness::Closeness;
 use crate::calibrate::read::Samples;
-use crate::compile::{Mode, Options};
 use crate::error::{Error, Fault};
 use crate::interpret::node_label;
 use crate::ir::{Graph, Model, NodeId, Rule};
 use crate::onnx::Source;
+use crate::options::{Mode, Options};
 use crate::passes::Log;
 use crate::proto::StringStringEntryProto;
 use crate::quantize::Plan;

@@ -11,7 +11,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
-use crate::compile::{Mode, Options, compile};
+use crate::compile::compile;
+use crate::options::{Mode, Options};
 use crate::quantize::candidate::Filter;
 
 /// Quantize a model. Without --calib only the weights are quantized; with it, activations too.

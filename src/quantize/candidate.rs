@@ -69,6 +69,34 @@ pub fn rule_of(graph: &Graph, id: NodeId) -> Rule {
     }
 }
 
+/// The slots of a node's data inputs that are quantized like activations.
+pub fn activation_slots(rule: &Rule, inputs: usize) -> Vec<usize> {
+    match rule {
+        Rule::Contraction { weight, .. } => vec![0, *weight],
+        Rule::Arithmetic(Operands::Two) => vec![0, 1],
+        Rule::Arithmetic(Operands::All) => (0..inputs).collect(),
+        Rule::Arithmetic(Operands::Branches) => vec![1, 2],
+        Rule::Float => vec![],
+        _ => vec![0],
+    }
+}
+
+/// The values whose distribution may be needed: what operators with an integer form read and write.
+pub fn watched(graph: &Graph) -> Vec<ValueId> {
+    let mut values = std::collections::BTreeSet::new();
+    for id in graph.nodes() {
+        let slots = activation_slots(&rule_of(graph, id), graph.node(id).inputs);
+        if slots.is_empty() {
+            continue;
+        }
+        values.extend(
+            slots.iter().filter_map(|&s| graph.input(id, s)).filter(|&v| graph.constant(v).is_none()),
+        );
+        values.extend(graph.outputs_of(id).into_iter().flatten());
+    }
+    values.into_iter().collect()
+}
+
 /// The node as a candidate, or the reason why it stays float.
 pub fn candidate(
     graph: &Graph,
@@ -89,13 +117,7 @@ pub fn candidate(
     if let Some(reason) = filter.refuses(graph, id).filter(|_| !clamp) {
         return Err(reason);
     }
-    let slots = match &rule {
-        Rule::Contraction { weight, .. } => vec![0, *weight],
-        Rule::Arithmetic(Operands::Two) => vec![0, 1],
-        Rule::Arithmetic(Operands::All) => (0..node.inputs).collect(),
-        Rule::Arithmetic(Operands::Branches) => vec![1, 2],
-        _ => vec![0],
-    };
+    let slots = activation_slots(&rule, node.inputs);
     let mut found = Candidate {
         id,
         rule: rule.clone(),

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Activation, Plan, activation_slots};
+use super::candidate::activation_slots;
+use super::plan::{Activation, Plan};
 use super::weights::Constant;
 use crate::interpret::node_label;
 use crate::ir::{

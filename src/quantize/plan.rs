@@ -15,7 +15,7 @@ use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::{Observer, Observers};
 use crate::calibrate::threshold::{Calibrator, Choice, Grid, sqnr_db};
 use crate::error::Fault;
-use crate::ir::{DType, Graph, NodeId, Operands, QuantParams, Rule, ValueId};
+use crate::ir::{DType, Graph, NodeId, QuantParams, Rule, ValueId};
 
 /// The parameters of an activation and where they come from.
 #[derive(Debug, Clone)]
@@ -208,17 +208,5 @@ fn fixed_range(graph: &Graph, placement: &Placement, value: ValueId) -> Option<Q
             Some(QuantParams { scale, zero_point, dtype: DType::U8 })
         }
         _ => None,
-    }
-}
-
-/// The slots of a node's data inputs that are quantized like activations.
-pub fn activation_slots(rule: &Rule, inputs: usize) -> Vec<usize> {
-    match rule {
-        Rule::Contraction { weight, .. } => vec![0, *weight],
-        Rule::Arithmetic(Operands::Two) => vec![0, 1],
-        Rule::Arithmetic(Operands::All) => (0..inputs).collect(),
-        Rule::Arithmetic(Operands::Branches) => vec![1, 2],
-        Rule::Float => vec![],
-        _ => vec![0],
     }
 }

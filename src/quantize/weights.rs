@@ -8,7 +8,8 @@ mod pairs;
 
 use std::collections::BTreeMap;
 
-use super::plan::{Plan, activation_slots};
+use super::candidate::activation_slots;
+use super::plan::Plan;
 use super::target::Target;
 use crate::error::Fault;
 use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Rule};

@@ -1,0 +1,80 @@
+//! What the user can choose.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::calibrate::config::Recipe;
+use crate::calibrate::threshold::Calibrator;
+use crate::quantize::candidate::Filter;
+
+/// What to make of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// `Static` with calibration data, `WeightOnly` without.
+    #[default]
+    Auto,
+    /// Read, verify and write; every byte stays.
+    None,
+    /// Weights in 8 bits, arithmetic in float.
+    WeightOnly,
+    /// Weights and activations in 8 bits.
+    Static,
+}
+
+/// A mode's name that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no mode: auto, none, weight-only or static")]
+pub struct UnknownMode(String);
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        Ok(match name {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            "weight-only" => Self::WeightOnly,
+            "static" => Self::Static,
+            other => return Err(UnknownMode(other.into())),
+        })
+    }
+}
+
+/// Everything that the user can choose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What to make of the model.
+    pub mode: Mode,
+    /// Directory or file with samples.
+    pub calib: Option<PathBuf>,
+    /// How pictures become samples.
+    pub recipe: Option<Recipe>,
+    /// How activation ranges are chosen.
+    pub calibrator: Calibrator,
+    /// Use at most this many samples.
+    pub samples: Option<usize>,
+    /// Name of the target.
+    pub target: String,
+    /// Nodes and operators to leave out.
+    pub filter: Filter,
+    /// Stop the passes after this many edits.
+    pub stop_after: Option<usize>,
+    /// The command, for the provenance that is written into the model.
+    pub command: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            calib: None,
+            recipe: None,
+            calibrator: Calibrator::Auto,
+            samples: None,
+            target: "ort-cpu".into(),
+            filter: Filter::default(),
+            stop_after: None,
+            command: String::new(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What the compiler decides, on graphs written as text: passes, refusals, the plan and the resulting graph.
+//!
+//! Each `tests/golden/*.onnxtxt` is compiled with a few made-up samples; the outcome is compared with the snapshot beside
+//! it. After a change on purpose: `INSTA_UPDATE=always cargo test --test golden`, then read the difference.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use qonnx::calibrate::observer::Observers;
+use qonnx::calibrate::threshold::Calibrator;
+use qonnx::interpret::Program;
+use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType};
+use qonnx::onnx::{External, emit, import, text};
+use qonnx::quantize::candidate::{Filter, watched};
+use qonnx::quantize::{Plan, Target, insert, placement, plan};
+use qonnx::report::Quantized;
+use qonnx::{onnx, passes};
+
+/// Symbolic and unknown dimensions get this extent.
+const EXTENT: usize = 2;
+
+fn shape(ty: &TensorType) -> Vec<usize> {
+    ty.dims.iter().flatten().map(|d| d.known().unwrap_or(EXTENT)).collect()
+}
+
+/// Numbers in [-1, 1] that look random and never change.
+fn sample(ty: &TensorType, seed: u64) -> Array {
+    let shape = shape(ty);
+    let count: usize = shape.iter().product();
+    let noise = |i: usize| {
+        let mut x =
+            (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD134_2543_DE82_EF95);
+        x = (x ^ (x >> 31)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    match ty.dtype {
+        DType::F32 => Array::new(&shape, (0..count).map(noise).collect::<Vec<_>>()),
+        DType::I64 => Array::new(&shape, (0..count).map(|i| i as i64 % 2).collect::<Vec<_>>()),
+        DType::Bool => Array::new(&shape, (0..count).map(|i| i % 2 == 0).collect::<Vec<_>>()),
+        other => Array::zeros(other, &shape),
+    }
+    .unwrap()
+}
+
+fn inputs(graph: &Graph, seed: u64) -> Vec<Array> {
+    let open =
+        graph.inputs.iter().filter(|&&v| graph.constant(v).is_none() && graph.value(v).default.is_none());
+    open.map(|&v| sample(graph.ty(v).unwrap_or(&TensorType::new(DType::F32, vec![Dim::Known(1)])), seed))
+        .collect()
+}
+
+/// Runs as much as can be run; the float outputs.
+fn outputs(graph: &Graph, seed: u64) -> Vec<Option<Vec<f32>>> {
+    let program = Program::new(graph).unwrap();
+    let (found, _) = program.run_as_far_as_possible(&inputs(graph, seed), &mut |_, _| {}).unwrap();
+    found.iter().map(|o| Some(o.as_ref()?.slice::<f32>().ok()?.to_vec())).collect()
+}
+
+fn quantize(model: &mut Model) -> String {
+    let target = Target::named("ort-cpu").unwrap();
+    let graph = &mut model.graph;
+    let program = Program::new(graph).unwrap();
+    let mut seen = Observers::watching(watched(graph));
+    for seed in 0..3 {
+        let mut watch = |id, array: &Array| {
+            if let Ok(values) = array.slice::<f32>() {
+                seen.observe(id, values);
+            }
+        };
+        program.run_as_far_as_possible(&inputs(graph, seed), &mut watch).unwrap();
+    }
+    let choices = plan::choices(&seen, Calibrator::MinMax);
+    let placed = placement::place(graph, &target, &Filter::default(), &seen, &plan::noise(&seen, &choices));
+    let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, &target).unwrap();
+    let facts = Quantized::plan(graph, &plan, None);
+    insert::insert(graph, &plan);
+    let mut text = String::new();
+    facts.nodes.iter().for_each(|n| writeln!(text, "integer  {n}").unwrap());
+    facts.float.iter().for_each(|(n, why)| writeln!(text, "float    {n}: {why}").unwrap());
+    for a in &facts.activations {
+        let group = if a.group == a.value { String::new() } else { format!(", shared with {}", a.group) };
+        writeln!(text, "value    {} scale {:.5} zero {}{group}", a.value, a.scale, a.zero_point).unwrap();
+    }
+    text
+}
+
+#[test]
+fn decisions() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut files: Vec<_> = std::fs::read_dir(&root).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "onnxtxt"));
+    files.sort();
+    assert!(files.len() > 10);
+    for path in files {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let proto =
+            text::parse(&std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut model = import(proto, &|_| Err("no external data".into())).unwrap();
+        let original = model.graph.clone();
+        passes::upgrade(&mut model, 13).unwrap();
+        let log = passes::run(&mut model, None).unwrap();
+        passes::check(&model, "the passes").unwrap();
+        for seed in 10..12 {
+            for (a, b) in outputs(&original, seed).into_iter().zip(outputs(&model.graph, seed)) {
+                let (Some(a), Some(b)) = (a, b) else { continue };
+                assert_eq!(a.len(), b.len(), "{name}");
+                for (x, y) in a.iter().zip(&b) {
+                    assert!((x - y).abs() <= 1e-4 * (1.0 + x.abs()), "{name}: the passes changed {x} to {y}");
+                }
+            }
+        }
+        let mut text = String::new();
+        log.applied.iter().for_each(|(p, n)| writeln!(text, "applied  {p}: {n}").unwrap());
+        log.refused.iter().for_each(|(p, n, why)| writeln!(text, "refused  {p}: {n}: {why}").unwrap());
+        text += &quantize(&mut model);
+        passes::check(&model, "quantization").unwrap();
+        let result = emit(&model, External::Keep).unwrap();
+        text += "\n";
+        text += &onnx::text::print(&result, onnx::text::Detail::Digest);
+        insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(name, text);
+        });
+    }
+}
