@@ -159,6 +159,11 @@ pub fn candidate(
         found.integer_cost = work * cost.integer + fixed;
         found.float_cost = work * cost.float + fixed;
     }
+    if let Rule::Contraction { weight, .. } = rule
+        && graph.constant_input(id, weight).is_some()
+    {
+        found.float_cost += target.weight_credit;
+    }
     if clamp {
         found.float_cost = work * 0.15 + fixed;
     }
