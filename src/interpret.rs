@@ -46,17 +46,29 @@ enum Action {
     Missing(String),
 }
 
+/// How quantized operators compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Numerics {
+    /// Every node by its ONNX definition: DequantizeLinear, the operator on real numbers, QuantizeLinear.
+    #[default]
+    Spec,
+    /// An operator between DequantizeLinear and QuantizeLinear computes on integers, as ONNX Runtime's fused x86-64
+    /// kernels do.
+    Ort,
+}
+
 /// Sees every value as it is computed, graph inputs included, constants not.
 pub type Watch<'a> = &'a mut dyn FnMut(ValueId, &Array);
 
 impl Program {
-    /// Compiles a graph. Operators that are not known are noticed when a run reaches them.
+    /// Compiles a graph that is to compute by the ONNX definition. Operators that are not known are noticed when a run
+    /// reaches them.
     pub fn new(graph: &Graph) -> Result<Self, Error> {
-        Self::keeping(graph, &[])
+        Self::with_numerics(graph, Numerics::Spec)
     }
 
-    /// Compiles a graph for a run whose caller also reads these values.
-    fn keeping(graph: &Graph, keep: &[ValueId]) -> Result<Self, Error> {
+    /// Compiles a graph whose quantized operators are to compute in this way.
+    pub fn with_numerics(graph: &Graph, numerics: Numerics) -> Result<Self, Error> {
         let order = schedule(graph).map_err(|f| f.at("scheduling"))?;
         let slots: HashMap<ValueId, usize> =
             graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
@@ -78,12 +90,12 @@ impl Program {
             steps: Vec::new(),
             initial,
             inputs: graph.inputs.iter().map(|&v| slot(v)).collect(),
-            outputs: graph.outputs.iter().chain(keep).map(|&v| slot(v)).collect(),
+            outputs: graph.outputs.iter().map(|&v| slot(v)).collect(),
             captures,
             slots: HashMap::new(),
         };
         for id in order {
-            let step = Step::new(graph, id, &slots)?;
+            let step = Step::new(graph, id, &slots, numerics)?;
             if !program.fold(&step, graph) {
                 program.steps.push(step);
             }
@@ -227,14 +239,20 @@ impl Program {
 }
 
 impl Step {
-    fn new(graph: &Graph, id: NodeId, slots: &HashMap<ValueId, usize>) -> Result<Self, Error> {
+    fn new(
+        graph: &Graph,
+        id: NodeId,
+        slots: &HashMap<ValueId, usize>,
+        numerics: Numerics,
+    ) -> Result<Self, Error> {
         let node = graph.node(id);
         let place = format!("node `{}` ({})", node_label(graph, id), node.op_type);
         let action = match (&node.op, &node.unknown) {
             (Some(op), None) => match op.control() {
                 None => Action::Compute(op.clone()),
                 Some(control) => {
-                    let bodies = node.bodies.iter().map(|b| Ok((b.name.clone(), Program::new(&b.graph)?)));
+                    let body = |graph| Program::with_numerics(graph, numerics);
+                    let bodies = node.bodies.iter().map(|b| Ok((b.name.clone(), body(&b.graph)?)));
                     let outer = graph
                         .captures_of(id)
                         .into_iter()
