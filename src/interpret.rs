@@ -5,6 +5,7 @@
 //! definition of each operator; quantized graphs are run through their QuantizeLinear and DequantizeLinear nodes.
 
 mod control;
+pub mod trace;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -169,6 +170,14 @@ impl Program {
         watch: Watch,
     ) -> Result<(Vec<Option<Array>>, Option<Error>), Error> {
         let mut values = self.initial.clone();
+        self.fill_inputs(&mut values, inputs)?;
+        self.show_inputs(&values, watch);
+        let problem = self.execute(&mut values, watch)?;
+        Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
+    }
+
+    /// Puts the inputs of a run in their slots: all of them, or those without a default.
+    fn fill_inputs(&self, values: &mut [Option<Array>], inputs: &[Array]) -> Result<(), Error> {
         let wanted = self.inputs.iter().filter(|&&slot| self.initial[slot].is_none()).count();
         if inputs.len() != wanted && inputs.len() != self.inputs.len() {
             let message = format!("the graph has {wanted} inputs, {} were given", inputs.len());
@@ -179,9 +188,7 @@ impl Program {
         for (&slot, array) in open.zip(inputs) {
             values[slot] = Some(array.clone());
         }
-        self.show_inputs(&values, watch);
-        let problem = self.execute(&mut values, watch)?;
-        Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
+        Ok(())
     }
 
     fn show_inputs(&self, values: &[Option<Array>], watch: Watch) {
@@ -197,39 +204,13 @@ impl Program {
     fn execute(&self, values: &mut [Option<Array>], watch: Watch) -> Result<Option<Error>, Error> {
         let mut problem = None;
         for step in &self.steps {
-            let ready = step.inputs.iter().flatten().all(|&s| values[s].is_some());
-            let result = match &step.action {
-                _ if !ready => {
-                    problem.get_or_insert_with(|| Fault::new("an input was not computed").at(&step.place));
-                    continue;
-                }
-                Action::Missing(why) => {
-                    problem.get_or_insert_with(|| Fault::unimplemented(why).at(&step.place));
-                    continue;
-                }
-                Action::Compute(op) => {
-                    let inputs: Vec<_> =
-                        step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
-                    op.float(&inputs).map_err(|fault| describe(fault, &inputs).at(&step.place))
-                }
-                Action::Control { control, bodies, outer } => {
-                    let inputs: Vec<_> =
-                        step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
-                    let scope = |name: &str| outer.get(name).and_then(|&slot| values[slot].clone());
-                    control::run(control, bodies, &inputs, &scope).map_err(|e| e.within(&step.place))
-                }
-            };
-            let outputs = match result {
-                Err(error) if error.fault().is_unimplemented() => {
-                    problem.get_or_insert(error);
-                    continue;
-                }
-                other => other?,
-            };
-            for (output, array) in step.outputs.iter().zip(outputs) {
-                if let Some((slot, id)) = *output {
-                    watch(id, &array);
-                    values[slot] = Some(array);
+            if let Some(missed) = step.run(values)? {
+                problem.get_or_insert(missed);
+                continue;
+            }
+            for &(slot, id) in step.outputs.iter().flatten() {
+                if let Some(array) = &values[slot] {
+                    watch(id, array);
                 }
             }
             step.last_reads.iter().for_each(|&slot| values[slot] = None);
@@ -239,6 +220,36 @@ impl Program {
 }
 
 impl Step {
+    /// Computes the outputs into their slots. If an operator is not known or an input is not there, they stay empty and
+    /// the reason is returned.
+    fn run(&self, values: &mut [Option<Array>]) -> Result<Option<Error>, Error> {
+        if !self.inputs.iter().flatten().all(|&s| values[s].is_some()) {
+            return Ok(Some(Fault::new("an input was not computed").at(&self.place)));
+        }
+        let inputs = || self.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect::<Vec<_>>();
+        let result = match &self.action {
+            Action::Missing(why) => return Ok(Some(Fault::unimplemented(why).at(&self.place))),
+            Action::Compute(op) => {
+                let inputs = inputs();
+                op.float(&inputs).map_err(|fault| describe(fault, &inputs).at(&self.place))
+            }
+            Action::Control { control, bodies, outer } => {
+                let scope = |name: &str| outer.get(name).and_then(|&slot| values[slot].clone());
+                control::run(control, bodies, &inputs(), &scope).map_err(|e| e.within(&self.place))
+            }
+        };
+        let outputs = match result {
+            Err(error) if error.fault().is_unimplemented() => return Ok(Some(error)),
+            other => other?,
+        };
+        for (output, array) in self.outputs.iter().zip(outputs) {
+            if let Some((slot, _)) = *output {
+                values[slot] = Some(array);
+            }
+        }
+        Ok(None)
+    }
+
     fn new(
         graph: &Graph,
         id: NodeId,

@@ -8,7 +8,7 @@ mod weights;
 
 use super::{Rewrite, node};
 use crate::interpret::node_label;
-use crate::ir::{Array, Edit, Graph, NodeId, Operand, Refusal, Tensor, ValueId};
+use crate::ir::{Array, DType, Edit, Graph, NodeId, Operand, Refusal, Tensor, TensorType, ValueId};
 use crate::ops::normalize::BatchNormalization;
 use weights::Linear;
 
@@ -146,8 +146,9 @@ fn vector(values: Vec<f32>) -> Tensor {
     Tensor::from_array(&Array::vector(values))
 }
 
-/// `MatMul(x, W) + b` with `x` and `W` of rank 2 becomes Gemm, which has an integer kernel with a bias. A Gemm whose
-/// `alpha` or `beta` is not 1 gets them folded into its constants.
+/// `MatMul(x, W) + b` with `x` and `W` of rank 2 becomes Gemm, which has an integer kernel with a bias. So does an `x` of
+/// higher rank if its shape is known, between two Reshapes: ONNX Runtime would do that too, but keep a float bias, for
+/// which it has no integer kernel. A Gemm whose `alpha` or `beta` is not 1 gets them folded into its constants.
 pub struct MatMulAddToGemm;
 
 impl Rewrite for MatMulAddToGemm {
@@ -176,10 +177,12 @@ impl Rewrite for MatMulAddToGemm {
             return Ok(None);
         }
         let rank = |v| graph.ty(v).and_then(|t| t.rank());
-        if rank(x) != Some(2) || rank(w) != Some(2) {
+        let shape = graph.ty(x).and_then(|t| t.shape()).filter(|s| s.len() > 2 && !s.contains(&0));
+        let (true, Some(&[depth, channels])) =
+            (rank(x) == Some(2) || shape.is_some(), graph.constant(w).map(Tensor::shape))
+        else {
             return Ok(None);
-        }
-        let channels = graph.constant(w).map_or(0, |t| t.shape()[1]);
+        };
         let bias: Vec<f32> = bias.iter().map(|&b| b as f32).collect();
         let bias = if bias.len() == 1 { vec![bias[0]; channels] } else { bias };
         if bias.len() != channels {
@@ -187,8 +190,27 @@ impl Rewrite for MatMulAddToGemm {
         }
         let mut edit = Edit::dropping(&[producer, id]);
         let bias = edit.constant(&format!("{}_bias", graph.name(output)), vector(bias));
-        let inputs: [Operand; 3] = [x.into(), w.into(), bias];
-        edit.apply(node("Gemm", node_label(graph, producer), vec![], 3), &inputs, output);
+        let gemm = node("Gemm", node_label(graph, producer), vec![], 3);
+        let Some(mut shape) = shape else {
+            edit.apply(gemm, &[x.into(), w.into(), bias], output);
+            return Ok(Some(edit));
+        };
+        let rows: usize = shape[..shape.len() - 1].iter().product();
+        let reshape = |edit: &mut Edit, from: Operand, to: Operand, shape: &[usize], what: &str| {
+            let name = format!("{}_{what}", graph.name(output));
+            let dims = Array::vector(shape.iter().map(|&d| d as i64).collect::<Vec<_>>());
+            let dims = edit.constant(&format!("{name}_shape"), Tensor::from_array(&dims));
+            edit.apply(node("Reshape", name, vec![], 2), &[from, dims], to);
+        };
+        let (flat, product) = (format!("{}_rows", graph.name(x)), format!("{}_rows", graph.name(output)));
+        let flat = edit.value(&flat, Some(TensorType::known(DType::F32, &[rows, depth])));
+        let product = edit.value(&product, Some(TensorType::known(DType::F32, &[rows, channels])));
+        reshape(&mut edit, x.into(), flat, &[rows, depth], "flatten");
+        edit.apply(gemm, &[flat, w.into(), bias], product);
+        if let Some(last) = shape.last_mut() {
+            *last = channels;
+        }
+        reshape(&mut edit, product, output.into(), &shape, "unflatten");
         Ok(Some(edit))
     }
 }

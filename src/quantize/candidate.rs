@@ -1,8 +1,9 @@
 //! Which nodes could become integer, by the contract of the target, and why the others cannot.
 
 use super::Target;
+use crate::calibrate::histogram::HUGE;
 use crate::calibrate::observer::Observers;
-use crate::ir::{DType, Graph, Node, NodeId, Operands, Rule, ValueId};
+use crate::ir::{DType, Graph, Node, NodeId, Operands, Rule, Tensor, ValueId};
 use crate::ops::conv::Conv;
 use crate::ops::gemm::Gemm;
 
@@ -135,11 +136,12 @@ pub fn candidate(
             Some(t) if t.dtype() != DType::F32 => return Err(format!("input {slot} is {}", t.dtype())),
             Some(_) if weight => {}
             Some(_) if matches!(rule, Rule::SameScale) => return Err("its data is constant".into()),
+            Some(t) if !bounded(t) => return Err("its constant holds mask values".into()),
             Some(_) => found.constants.push(value),
-            None if !observable(graph, value, seen) => {
-                return Err("its input was not calibrated as float".into());
+            None => {
+                observable(value, seen).map_err(|why| format!("its input {why}"))?;
+                found.activations.push(value);
             }
-            None => found.activations.push(value),
         }
     }
     if found.activations.is_empty() {
@@ -147,9 +149,13 @@ pub fn candidate(
     }
     for (slot, output) in graph.outputs_of(id).into_iter().enumerate() {
         match output {
-            Some(value) if observable(graph, value, seen) => found.outputs.push(value),
             Some(value) if graph.uses(value).is_empty() && !graph.is_output(value) => {}
-            _ => return Err(format!("output {slot} was not calibrated as float")),
+            Some(value) => {
+                observable(value, seen).map_err(|why| format!("its output {slot} {why}"))?;
+                found.outputs.push(value);
+            }
+            None if slot == 0 => return Err("its output is not used".into()),
+            None => {}
         }
     }
     contract(graph, node, id, &rule)?;
@@ -170,10 +176,27 @@ pub fn candidate(
     Ok(found)
 }
 
-fn observable(graph: &Graph, value: ValueId, seen: &Observers<ValueId>) -> bool {
-    let _ = graph;
-    seen.get(value)
-        .is_some_and(|o| o.histogram.count() > 0 && o.histogram.nan() == 0 && o.histogram.infinite() == 0)
+/// Can a scale follow from what was seen of the value? If not, why.
+fn observable(value: ValueId, seen: &Observers<ValueId>) -> Result<(), &'static str> {
+    let Some(histogram) = seen.get(value).map(|o| &o.histogram) else { return Err("was not calibrated") };
+    if histogram.nan() > 0 {
+        return Err("is not a number in some sample");
+    }
+    // Attention masks: one of them would make the scale of everything else.
+    if histogram.huge() > 0 || histogram.infinite() > 0 {
+        return Err("holds mask values");
+    }
+    match histogram.extremes() {
+        None => Err("was not calibrated as float"),
+        Some((low, high)) if low == 0.0 && high == 0.0 => Err("was zero in every sample"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Are all elements of a constant operand numbers to compute with, not masks?
+fn bounded(tensor: &Tensor) -> bool {
+    let small = |values: &[f32]| values.iter().all(|v| v.abs() < HUGE);
+    tensor.array().is_ok_and(|a| a.slice::<f32>().is_ok_and(small))
 }
 
 /// The preconditions of integer kernels beyond the rule.

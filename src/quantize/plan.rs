@@ -72,7 +72,8 @@ impl Plan {
         calibrator: Calibrator,
         target: &Target,
     ) -> Result<Self, Fault> {
-        let absorbed = absorbed(graph, &placement);
+        let mut placement = placement;
+        let absorbed = absorbed(graph, &mut placement);
         let quantized = quantized_values(graph, &placement, &absorbed);
         let groups = Groups::of(graph, &placement, &quantized);
         let activations = solve_groups(graph, &placement, &groups, seen, choices, calibrator);
@@ -82,10 +83,30 @@ impl Plan {
     }
 }
 
-/// Which clamp each integer operator absorbs.
-fn absorbed(graph: &Graph, placement: &Placement) -> BTreeMap<NodeId, NodeId> {
+/// Which clamp each integer operator absorbs. A clamp needs a quantized output to hide in: where the operator returns
+/// floats because only float nodes read the clamp, both stay as they are, and the clamp is a float node.
+fn absorbed(graph: &Graph, placement: &mut Placement) -> BTreeMap<NodeId, NodeId> {
     let clamps = placement.integer.values().filter(|c| matches!(c.rule, Rule::Clamp { .. }));
-    clamps.filter_map(|c| Some((clamped(graph, c, &placement.integer)?, c.id))).collect()
+    let pairs: Vec<(NodeId, NodeId)> =
+        clamps.filter_map(|c| Some((clamped(graph, c, &placement.integer)?, c.id))).collect();
+    let mut absorbed = BTreeMap::new();
+    for (operator, clamp) in pairs {
+        let returns_float = placement.integer[&operator].float_output
+            && !placement.integer[&clamp].outputs.iter().any(|&v| read_as_integer(graph, placement, v));
+        if returns_float {
+            placement.integer.remove(&clamp);
+            placement.float.insert(clamp, "the operator before it returns floats".into());
+        } else {
+            absorbed.insert(operator, clamp);
+        }
+    }
+    absorbed
+}
+
+/// Does an integer node read this value?
+fn read_as_integer(graph: &Graph, placement: &Placement, value: ValueId) -> bool {
+    let reads = |n: NodeId| placement.integer.get(&n).is_some_and(|c| c.activations.contains(&value));
+    graph.uses(value).iter().any(|u| reads(u.node))
 }
 
 /// The values that get scale and zero point: what integer nodes read and write, except between an operator and its
@@ -103,17 +124,8 @@ fn quantized_values(
         if absorbed.contains_key(id) {
             continue;
         }
-        let source = absorbed.iter().find(|(_, clamp)| *clamp == id).map_or(id, |(p, _)| p);
-        let can_return_float = placement.integer.get(source).is_some_and(|c| c.float_output);
-        for &output in &c.outputs {
-            let integer_reader = graph
-                .uses(output)
-                .iter()
-                .any(|u| placement.integer.get(&u.node).is_some_and(|c| c.activations.contains(&output)));
-            if integer_reader || !can_return_float {
-                values.insert(output);
-            }
-        }
+        let written = c.outputs.iter().copied();
+        values.extend(written.filter(|&v| !c.float_output || read_as_integer(graph, placement, v)));
     }
     values
 }
