@@ -1,9 +1,9 @@
 //! From calibration data to clipping ranges: what every value of the graph was seen to hold, and where to cut it.
 
-pub mod closeness;
 pub mod config;
 pub mod histogram;
 pub mod observer;
 pub mod read;
 pub mod run;
 pub mod threshold;
+pub mod write;

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::calibrate::closeness::{Closeness, compare};
-use crate::calibrate::read::{self, InputSpec, Samples};
+use crate::calibrate::read::{self, Samples};
 use crate::calibrate::run::calibrate;
+use crate::compare::Pair;
+use crate::compare::closeness::{self, Closeness};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
-use crate::ir::{Graph, Model, ValueId};
+use crate::ir::{Graph, Model};
 use crate::onnx;
 use crate::options::{Mode, Options};
 use crate::passes;
@@ -25,14 +26,13 @@ const COMPARED: usize = 16;
 /// Compiles the model in `input` and writes the result to `output`, which is replaced whole or left as it was.
 pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> Result<Report, Error> {
     let started = Instant::now();
-    let source = onnx::read(input)?;
+    let source = onnx::read_valid(input)?;
     let mode = match (options.mode, &options.calib) {
         (Mode::Auto, Some(_)) => Mode::Static,
         (Mode::Auto, None) => Mode::WeightOnly,
         (mode, _) => mode,
     };
     let mut report = Report::new(input, &source, options, mode);
-    broken_input(&source.model).map_err(|e| e.within(input.display()))?;
     let mut model = source.model;
     if mode != Mode::None {
         let original = model.graph.clone();
@@ -69,29 +69,12 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     Ok(report)
 }
 
-/// A model that breaks the rules of a graph is refused before anything else.
-fn broken_input(model: &Model) -> Result<(), Error> {
-    match crate::ir::verify(model).as_slice() {
-        [] => Ok(()),
-        faults => Err(Fault::new(faults.join("; ")).at("not a valid model")),
-    }
-}
-
 fn open_samples(graph: &Graph, options: &Options) -> Result<Samples, Error> {
     let Some(path) = &options.calib else {
         let fault = Fault::new("static quantization needs samples").hint("give a directory with --calib");
         return Err(fault.at("--mode static"));
     };
-    let spec = |&v: &ValueId| {
-        let ty = graph.ty(v).cloned();
-        let name = graph.name(v).to_string();
-        let ty = ty
-            .ok_or_else(|| Fault::unimplemented(format_args!("input `{name}` is no tensor")).at("--calib"))?;
-        Ok(InputSpec { name, ty })
-    };
-    let open =
-        graph.inputs.iter().filter(|&&v| graph.value(v).default.is_none() && graph.constant(v).is_none());
-    let inputs = open.map(spec).collect::<Result<Vec<_>, Error>>()?;
+    let inputs = read::open_inputs(graph).map_err(|f| f.at("--calib"))?;
     let mut samples = read::open(path, &inputs, options.recipe.as_ref())?;
     if let Some(limit) = options.samples {
         samples.truncate(limit);
@@ -135,6 +118,7 @@ fn distances(
     let indices: Vec<usize> = (0..count).map(|i| i * samples.len() / count).collect();
     let steps = std::sync::atomic::AtomicUsize::new(0);
     let progress = || watch("comparing", 1 + steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed), count);
-    let names: Vec<String> = original.outputs.iter().map(|&v| original.name(v).to_string()).collect();
-    compare(&a, &b, &names, samples, &indices, &progress)
+    let pair = Pair::new((&a, original), (&b, quantized))?;
+    let rows = pair.run(samples, &indices, &progress, |outputs| Ok(closeness::of_sample(outputs)))?;
+    Ok(closeness::total(&pair.names, &rows).into_iter().filter(|c| c.float).collect())
 }

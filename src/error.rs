@@ -19,7 +19,10 @@ impl Fault {
 
     /// An operator, type or variant that qonnx does not implement.
     pub fn unimplemented(what: impl fmt::Display) -> Self {
-        Self { message: format!("not implemented: {what}"), hint: None, unimplemented: true }
+        const PREFIX: &str = "not implemented: ";
+        let what = what.to_string();
+        let message = if what.starts_with(PREFIX) { what } else { format!("{PREFIX}{what}") };
+        Self { message, hint: None, unimplemented: true }
     }
 
     /// Adds a way out.
@@ -88,6 +91,11 @@ impl Error {
     /// The fault without its place.
     pub fn fault(&self) -> &Fault {
         &self.fault
+    }
+
+    /// Where it happened.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// Puts the error in a wider place, such as the file.

@@ -13,6 +13,7 @@
 
 pub mod calibrate;
 pub mod cli;
+pub mod compare;
 pub mod compile;
 pub mod error;
 pub mod interpret;

@@ -23,7 +23,7 @@ pub use import::{LoadExternal, import, parse};
 
 use crate::error::{Error, Fault};
 use crate::fail;
-use crate::ir::Model;
+use crate::ir::{Model, verify};
 use crate::proto;
 
 /// Larger files cannot be a protobuf message.
@@ -49,6 +49,15 @@ pub fn read(path: &Path) -> Result<Source, Error> {
     let (size, digest) = (bytes.len(), digest(&bytes));
     let (model, lost_bytes) = decode(bytes, &external).map_err(|e| e.within(path.display()))?;
     Ok(Source { model, size, digest, lost_bytes })
+}
+
+/// Reads a model file and refuses a graph that breaks the rules.
+pub fn read_valid(path: &Path) -> Result<Source, Error> {
+    let source = read(path)?;
+    match verify(&source.model).as_slice() {
+        [] => Ok(source),
+        faults => Err(Fault::new(faults.join("; ")).at("not a valid model").within(path.display())),
+    }
 }
 
 /// Decodes a model from bytes; also the number of bytes that the schema has no field for.

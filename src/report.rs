@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::calibrate::closeness::Closeness;
 use crate::calibrate::read::Samples;
+use crate::compare::closeness::Closeness;
 use crate::error::{Error, Fault};
 use crate::interpret::node_label;
 use crate::ir::{Graph, Model, NodeId, Rule};

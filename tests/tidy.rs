@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the top: a room may use itself and those before it.
-const ROOMS: [&str; 14] = [
+const ROOMS: [&str; 15] = [
     "error",
     "proto",
     "ir",
@@ -13,6 +13,7 @@ const ROOMS: [&str; 14] = [
     "interpret",
     "passes",
     "calibrate",
+    "compare",
     "quantize",
     "options",
     "report",

@@ -17,6 +17,7 @@
 mod accept;
 mod listing;
 mod npy;
+pub mod one;
 mod pictures;
 mod protobuf;
 
@@ -34,7 +35,7 @@ use self::npy::{Npy, Npz};
 use super::config::Recipe;
 use crate::error::{Error, Fault};
 use crate::fail;
-use crate::ir::{Array, TensorType};
+use crate::ir::{Array, Graph, TensorType, ValueId};
 
 /// An input of the graph that every sample has to give a value for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,23 @@ pub struct InputSpec {
     pub name: String,
     /// Element type and shape; only known dimensions are compared.
     pub ty: TensorType,
+}
+
+impl InputSpec {
+    /// A value of the graph as an input; a fault if it is no tensor.
+    pub fn of(graph: &Graph, value: ValueId) -> Result<Self, Fault> {
+        let name = graph.name(value).to_string();
+        match graph.ty(value).cloned() {
+            Some(ty) => Ok(Self { name, ty }),
+            None => Err(Fault::unimplemented(format_args!("input `{name}`, which is no tensor"))),
+        }
+    }
+}
+
+/// The inputs of a graph that have no default.
+pub fn open_inputs(graph: &Graph) -> Result<Vec<InputSpec>, Fault> {
+    let open = |v: &&ValueId| graph.value(**v).default.is_none() && graph.constant(**v).is_none();
+    graph.inputs.iter().filter(open).map(|&v| InputSpec::of(graph, v)).collect()
 }
 
 /// The samples below a directory.

@@ -1,13 +1,12 @@
 //! `qonnx compile`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Mutex;
 
+use super::progress::Progress;
 use anyhow::Context;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
@@ -66,13 +65,8 @@ pub struct Compile {
 
 impl Compile {
     /// Compiles, then tells on stderr what was done.
-    pub fn run(self) -> anyhow::Result<()> {
-        if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads.into())
-                .build_global()
-                .context("starting threads")?;
-        }
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        super::start_threads(self.threads)?;
         let options = self.options()?;
         let progress = Progress::new(self.quiet);
         let report = compile(&self.input, &self.output, &options, &|phase, done, total| {
@@ -85,7 +79,7 @@ impl Compile {
             crate::onnx::write_atomically(path, text.as_bytes())?;
         }
         if self.quiet {
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
         for warning in &report.warnings {
             eprintln!("warning: {}", crate::error::one_line(warning));
@@ -96,7 +90,7 @@ impl Compile {
             report.quantized.float.iter().for_each(|(node, why)| eprintln!("float     {node}: {why}"));
         }
         eprint!("{}", report.summary());
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 
     fn options(&self) -> anyhow::Result<Options> {
@@ -127,38 +121,5 @@ impl Compile {
         }
         words.extend(self.stop_after.map(|n| format!("--stop-after {n}")));
         words.join(" ")
-    }
-}
-
-/// A bar with an estimate of the time left, on a terminal only.
-struct Progress(Mutex<Option<ProgressBar>>, bool);
-
-impl Progress {
-    fn new(quiet: bool) -> Self {
-        Self(Mutex::new(None), !quiet && std::io::stderr().is_terminal())
-    }
-
-    fn show(&self, phase: &str, done: usize, total: usize) {
-        if !self.1 {
-            return;
-        }
-        let Ok(mut bar) = self.0.lock() else { return };
-        let bar = bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template("{msg:12} [{bar:30}] {pos}/{len}, {eta} left");
-            let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        if bar.message() != phase {
-            bar.reset();
-            bar.set_message(phase.to_string());
-            bar.set_length(total as u64);
-        }
-        bar.set_position(bar.position().max(done as u64));
-    }
-
-    fn finish(&self) {
-        if let Ok(Some(bar)) = self.0.lock().as_deref() {
-            bar.finish_and_clear();
-        }
     }
 }

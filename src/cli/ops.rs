@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::process::ExitCode;
 
 use crate::ops::FAMILIES;
 
 /// Prints one line for each operator: its domain, its name, the opset versions at which its form changed.
-pub fn run() -> anyhow::Result<()> {
+pub fn run() -> anyhow::Result<ExitCode> {
     let mut table: BTreeMap<(&str, &str), (Vec<i64>, &str)> = BTreeMap::new();
     for (family, defs) in FAMILIES {
         for def in *defs {
@@ -22,5 +23,5 @@ pub fn run() -> anyhow::Result<()> {
             break; // the reader closed the pipe
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -212,7 +212,7 @@ pub fn parse(
     };
     let Some(def) = ops::find(domain, op_type, version) else {
         let shown = if domain.is_empty() { "ai.onnx" } else { domain };
-        return (None, Some(format!("operator {op_type} ({shown} {version}) is not known")));
+        return (None, Some(format!("not implemented: {op_type} ({shown}, opset {version})")));
     };
     let mut attrs = Attrs::new(attributes, version, inputs, outputs);
     match (def.parse)(&mut attrs) {

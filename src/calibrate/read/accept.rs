@@ -10,6 +10,13 @@ use crate::ir::{Array, DType, Dim, Nd, TensorType};
 /// The array as the input takes it: a missing batch axis is added, `float64` given for `float32` is converted (and
 /// `warn` called). Any other difference of type or shape, and a value that is not finite, is a fault.
 pub fn accept(spec: &InputSpec, array: Array, warn: impl FnOnce(String)) -> Result<Array, Fault> {
+    let array = accept_any_value(spec, array, warn)?;
+    check_finite(&array)?;
+    Ok(array)
+}
+
+/// The same for values that need not be finite.
+pub fn accept_any_value(spec: &InputSpec, array: Array, warn: impl FnOnce(String)) -> Result<Array, Fault> {
     let array = match (spec.ty.dtype, array.dtype()) {
         (wanted, found) if wanted == found => array,
         (DType::F32, DType::F64) => {
@@ -24,9 +31,7 @@ pub fn accept(spec: &InputSpec, array: Array, warn: impl FnOnce(String)) -> Resu
             );
         }
     };
-    let array = with_batch_axis(&spec.ty, array)?;
-    check_finite(&array)?;
-    Ok(array)
+    with_batch_axis(&spec.ty, array)
 }
 
 fn fits(dims: &[Dim], shape: &[usize]) -> bool {

@@ -101,7 +101,7 @@ fn classify(path: &Path) -> Result<Option<(Layout, Entry)>, Fault> {
 }
 
 /// The entries of a directory, without hidden ones, sorted by name.
-fn children(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
+pub fn children(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
