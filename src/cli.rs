@@ -2,6 +2,9 @@
 
 mod compare;
 mod compile;
+mod diff;
+mod explain;
+mod inspect;
 mod ops;
 mod progress;
 mod run;
@@ -30,8 +33,14 @@ enum Command {
     Run(run::Run),
     /// Compare two models on the same samples.
     Compare(Box<compare::Compare>),
+    /// Tell what is in a model.
+    Inspect(inspect::Inspect),
+    /// Tell what changed between two models.
+    Diff(diff::Diff),
+    /// Tell why a quantized model is not faster, smaller or more exact.
+    Explain(explain::Explain),
     /// List the operators that qonnx knows.
-    Ops,
+    Ops(ops::Ops),
 }
 
 /// Runs the command line. 0: done; 1: the model, the data or a gate failed; 2: the arguments are wrong; 3: an operator
@@ -48,7 +57,10 @@ pub fn run() -> ExitCode {
         Command::Compile(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Compare(command) => command.run(),
-        Command::Ops => ops::run(),
+        Command::Inspect(command) => command.run(),
+        Command::Diff(command) => command.run(),
+        Command::Explain(command) => command.run(),
+        Command::Ops(command) => command.run(),
     };
     result.unwrap_or_else(|error| fail(&error))
 }

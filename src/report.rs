@@ -1,5 +1,13 @@
 //! What was done, for people (a few lines) and for programs (JSON of the same facts).
 
+pub mod diff;
+pub mod dot;
+pub mod explain;
+pub mod inspect;
+mod macs;
+pub mod operators;
+pub mod qdq;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;

@@ -1,27 +1,33 @@
 //! `qonnx ops`: the table of operators.
 
-use std::collections::BTreeMap;
-use std::io::Write;
 use std::process::ExitCode;
 
-use crate::ops::FAMILIES;
+use anyhow::Context;
+use clap::Args;
 
-/// Prints one line for each operator: its domain, its name, the opset versions at which its form changed.
-pub fn run() -> anyhow::Result<ExitCode> {
-    let mut table: BTreeMap<(&str, &str), (Vec<i64>, &str)> = BTreeMap::new();
-    for (family, defs) in FAMILIES {
-        for def in *defs {
-            let domain = if def.domain.is_empty() { "ai.onnx" } else { def.domain };
-            table.entry((domain, def.name)).or_insert_with(|| (Vec::new(), family)).0.push(def.since);
-        }
+use crate::report::operators::{markdown, operators, text};
+
+/// List the operators that qonnx knows. Float: the interpreter runs it. Integer: the default target has an integer
+/// kernel. Gradient: training can go through it. Rule: how it relates the quantization of its inputs and outputs.
+#[derive(Args)]
+pub struct Ops {
+    /// As a table in Markdown.
+    #[arg(long)]
+    markdown: bool,
+    /// As JSON.
+    #[arg(long, conflicts_with = "markdown")]
+    json: bool,
+}
+
+impl Ops {
+    /// Prints the table.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let table = operators();
+        super::print(&match (self.markdown, self.json) {
+            (true, _) => markdown(&table),
+            (_, true) => serde_json::to_string_pretty(&table).context("writing JSON")? + "\n",
+            _ => text(&table),
+        });
+        Ok(ExitCode::SUCCESS)
     }
-    let mut out = std::io::stdout().lock();
-    for ((domain, name), (mut versions, family)) in table {
-        versions.sort_unstable();
-        let versions: Vec<String> = versions.iter().map(i64::to_string).collect();
-        if writeln!(out, "{domain:8} {name:28} {family:14} {}", versions.join(" ")).is_err() {
-            break; // the reader closed the pipe
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }

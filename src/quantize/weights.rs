@@ -8,6 +8,8 @@ mod pairs;
 
 use std::collections::BTreeMap;
 
+pub use pairs::saturating_channels;
+
 use super::candidate::activation_slots;
 use super::plan::Plan;
 use super::target::Target;

@@ -3,6 +3,9 @@
 mod bad_input;
 mod compare;
 mod compile;
+mod diff;
+mod explain;
+mod inspect;
 mod run;
 
 use std::path::{Path, PathBuf};

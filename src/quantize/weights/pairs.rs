@@ -47,6 +47,29 @@ pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut
     }
 }
 
+/// How many output channels of a quantized weight have pairs that can saturate, and of how many. Channels lie along the
+/// first axis if `by_row`, else along the last.
+pub fn saturating_channels(shape: &[usize], by_row: bool, quantized: &[i8]) -> (usize, usize) {
+    let (Some(&first), Some(&last)) = (shape.first(), shape.last()) else { return (0, 0) };
+    let channels = if by_row { first } else { last };
+    if channels == 0 || quantized.is_empty() {
+        return (0, channels);
+    }
+    let depth = quantized.len() / channels;
+    let window = if by_row { shape.iter().skip(2).product::<usize>().max(1) } else { 1 };
+    let neighbours = Neighbours { depth, window };
+    if neighbours.harmless() {
+        return (0, channels);
+    }
+    let channel = |c: usize| -> Vec<i8> {
+        match by_row {
+            true => quantized.iter().skip(c * depth).take(depth).copied().collect(),
+            false => quantized.iter().skip(c).step_by(channels).copied().collect(),
+        }
+    };
+    ((0..channels).filter(|&c| neighbours.offends(&channel(c))).count(), channels)
+}
+
 /// The orders in which kernels pair the weights of a channel: as stored, or with the input channel innermost, paired
 /// through or anew for each position of the window.
 struct Neighbours {
