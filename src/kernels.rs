@@ -3,6 +3,7 @@
 pub mod broadcast;
 pub mod conv;
 pub mod gemm;
+pub mod integer;
 pub mod math;
 pub mod normalize;
 pub mod number;

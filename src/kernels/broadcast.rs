@@ -66,8 +66,18 @@ impl<const N: usize> Walk<N> {
         Ok(Self { shape, outer: loops, row, steps: steps.map(|s| s != 0) })
     }
 
+    /// Elements of a row.
+    pub fn row(&self) -> usize {
+        self.row
+    }
+
+    /// Which operands step along a row; the others repeat one element.
+    pub fn steps(&self) -> [bool; N] {
+        self.steps
+    }
+
     /// Calls `row` with where each operand starts, row by row.
-    fn rows(&self, mut row: impl FnMut([usize; N])) {
+    pub fn rows(&self, mut row: impl FnMut([usize; N])) {
         if self.row == 0 || self.outer.iter().any(|(extent, _)| *extent == 0) {
             return;
         }

@@ -137,23 +137,23 @@ fn gather<T: Number>(axes: &[Axis], input: usize, x: &[T], first: usize, width: 
 }
 
 /// Neighbouring windows of one row of the output, as one tap sees them.
-struct Run {
+pub(super) struct Run {
     /// Index of the first window in the tile.
-    at: usize,
+    pub at: usize,
     /// Number of windows.
-    len: usize,
+    pub len: usize,
     /// The windows of the run from this one…
-    first: usize,
+    pub first: usize,
     /// … to before this one read the input; the others read padding.
-    last: usize,
+    pub last: usize,
     /// Where window `first` reads in a plane of the input; none if all windows read padding.
-    source: Option<usize>,
+    pub source: Option<usize>,
     /// Distance between windows.
-    stride: usize,
+    pub stride: usize,
 }
 
 /// Visits, for each tap, the runs of windows `first..first + width`.
-fn each_run(axes: &[Axis], first: usize, width: usize, mut f: impl FnMut(usize, Run)) {
+pub(super) fn each_run(axes: &[Axis], first: usize, width: usize, mut f: impl FnMut(usize, Run)) {
     let Some((row, outer)) = axes.split_last() else {
         f(0, Run { at: 0, len: width, first: 0, last: width, source: Some(0), stride: 1 });
         return;
