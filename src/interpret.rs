@@ -2,16 +2,20 @@
 //!
 //! Compiling fixes the schedule, gives every value a slot, computes what depends on constants only, and notes after
 //! which step a value is read for the last time, so that memory follows the live values. A run computes by the ONNX
-//! definition of each operator; quantized graphs are run through their QuantizeLinear and DequantizeLinear nodes.
+//! definition of each operator, or quantized operators on integers; see [`Numerics`].
 
+mod build;
 mod control;
+mod integer;
 pub mod trace;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Fault};
-use crate::ir::{Array, Control, Graph, NodeId, Op, ValueId, schedule};
+use crate::ir::integer::Kernel;
+use crate::ir::{Array, Control, Graph, NodeId, Op, ValueId};
+use integer::Meaning;
 
 /// A graph ready to run.
 pub struct Program {
@@ -24,6 +28,8 @@ pub struct Program {
     outputs: Vec<usize>,
     /// Values from around the graph, by name, and where they live in it.
     captures: Vec<(String, usize)>,
+    /// What a watch sees before the first step besides the inputs.
+    shown: Vec<Shown>,
 }
 
 struct Step {
@@ -31,13 +37,27 @@ struct Step {
     place: String,
     inputs: Vec<Option<usize>>,
     outputs: Vec<Option<(usize, ValueId)>>,
+    /// The values that a watch sees after the step.
+    shown: Vec<Shown>,
     /// Slots that nobody reads after this step.
     last_reads: Vec<usize>,
     action: Action,
 }
 
+/// A value of the graph, where it lives, and what it is if integers stand for it.
+#[derive(Clone)]
+struct Shown {
+    slot: usize,
+    id: ValueId,
+    meaning: Option<Meaning>,
+}
+
 enum Action {
     Compute(Arc<dyn Op>),
+    /// Computes on integers.
+    Integer(Box<dyn Kernel>),
+    /// Makes real numbers of integers.
+    Read(Meaning),
     Control {
         control: Control,
         bodies: Vec<(String, Program)>,
@@ -58,122 +78,47 @@ pub enum Numerics {
     Ort,
 }
 
-/// Sees every value as it is computed, graph inputs included, constants not.
+/// Sees every value as it is computed, graph inputs included, constants not. What only integers stand for is shown as
+/// the real numbers that they mean.
 pub type Watch<'a> = &'a mut dyn FnMut(ValueId, &Array);
 
 impl Program {
-    /// Compiles a graph that is to compute by the ONNX definition. Operators that are not known are noticed when a run
-    /// reaches them.
-    pub fn new(graph: &Graph) -> Result<Self, Error> {
-        Self::with_numerics(graph, Numerics::Spec)
-    }
-
-    /// Compiles a graph whose quantized operators are to compute in this way.
-    pub fn with_numerics(graph: &Graph, numerics: Numerics) -> Result<Self, Error> {
-        let order = schedule(graph).map_err(|f| f.at("scheduling"))?;
-        let slots: HashMap<ValueId, usize> =
-            graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
-        let mut initial = vec![None; slots.len()];
-        let mut captures = Vec::new();
-        for (&id, &slot) in &slots {
-            let value = graph.value(id);
-            if let Some(tensor) = value.constant.as_ref().or(value.default.as_ref()) {
-                // A constant of a type that has no array (int4, float8) is missed by whoever reads it.
-                initial[slot] = tensor.array().ok();
-            }
-            if value.captured {
-                captures.push((value.name.clone(), slot));
-            }
-        }
-        captures.sort();
-        let slot = |id: ValueId| slots[&id];
-        let mut program = Self {
-            steps: Vec::new(),
-            initial,
-            inputs: graph.inputs.iter().map(|&v| slot(v)).collect(),
-            outputs: graph.outputs.iter().map(|&v| slot(v)).collect(),
-            captures,
-            slots: HashMap::new(),
-        };
-        for id in order {
-            let step = Step::new(graph, id, &slots, numerics)?;
-            if !program.fold(&step, graph) {
-                program.steps.push(step);
-            }
-        }
-        program.slots = slots;
-        program.note_last_reads();
-        Ok(program)
-    }
-
-    /// Runs a step now if it depends on constants only.
-    fn fold(&mut self, step: &Step, graph: &Graph) -> bool {
-        let Action::Compute(op) = &step.action else { return false };
-        let constant = |slot: usize| self.initial[slot].is_some() && !self.inputs.contains(&slot);
-        if !op.is_pure() || !step.inputs.iter().flatten().all(|&s| constant(s)) {
-            return false;
-        }
-        let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| self.initial[s].clone())).collect();
-        let Ok(outputs) = op.float(&inputs) else { return false }; // the run will say why
-        for (output, array) in step.outputs.iter().zip(outputs) {
-            if let Some((slot, _)) = output {
-                self.initial[*slot] = Some(array);
-            }
-        }
-        for (&slot, &id) in step.inputs.iter().flatten().zip(graph.inputs_of(step.node).iter().flatten()) {
-            let readers = graph.uses(id);
-            if readers.len() == 1 && !self.outputs.contains(&slot) {
-                self.initial[slot] = None; // an expanded weight takes the place of the stored one
-            }
-        }
-        true
-    }
-
-    fn note_last_reads(&mut self) {
-        let mut last = HashMap::new();
-        for (index, step) in self.steps.iter().enumerate() {
-            let captured = match &step.action {
-                Action::Control { outer, .. } => outer.values().copied().collect(),
-                _ => Vec::new(),
-            };
-            let defined = step.outputs.iter().flatten().map(|o| o.0);
-            for slot in step.inputs.iter().flatten().copied().chain(captured).chain(defined) {
-                last.insert(slot, index);
-            }
-        }
-        for (slot, index) in last {
-            if self.initial[slot].is_none() && !self.outputs.contains(&slot) {
-                self.steps[index].last_reads.push(slot);
-            }
-        }
-        self.steps.iter_mut().for_each(|s| s.last_reads.sort_unstable());
-    }
-
     /// Runs the graph on one input for each graph input without a default; the outputs in order.
     pub fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, Error> {
-        self.run_watched(inputs, &mut |_, _| {})
+        whole(self.run_unwatched(inputs)?)
     }
 
     /// The same, showing every value to `watch`.
     pub fn run_watched(&self, inputs: &[Array], watch: Watch) -> Result<Vec<Array>, Error> {
-        let (outputs, problem) = self.run_as_far_as_possible(inputs, watch)?;
-        let missing =
-            || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("run"));
-        outputs.into_iter().map(|o| o.ok_or_else(missing)).collect()
+        whole(self.run_as_far_as_possible(inputs, watch)?)
     }
 
     /// Runs what can be run: nodes of unknown operators, and what depends on them, are left out, and the second part
     /// names the first of them.
-    pub fn run_as_far_as_possible(
-        &self,
-        inputs: &[Array],
-        watch: Watch,
-    ) -> Result<(Vec<Option<Array>>, Option<Error>), Error> {
+    pub fn run_as_far_as_possible(&self, inputs: &[Array], watch: Watch) -> Result<Outputs, Error> {
         let mut values = self.initial.clone();
         self.fill_inputs(&mut values, inputs)?;
-        self.show_inputs(&values, watch);
-        let problem = self.execute(&mut values, watch)?;
+        self.show_inputs(&values, watch)?;
+        let problem = self.execute(&mut values, Some(watch))?;
         Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
+    }
+
+    /// The same with nobody watching, which saves making real numbers of integers.
+    pub fn run_unwatched(&self, inputs: &[Array]) -> Result<Outputs, Error> {
+        let mut values = self.initial.clone();
+        self.fill_inputs(&mut values, inputs)?;
+        let problem = self.execute(&mut values, None)?;
+        Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
+    }
+
+    /// How many steps a run has.
+    pub fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// How many of them compute on integers in place of an operator on real numbers.
+    pub fn integer_steps(&self) -> usize {
+        self.steps.iter().filter(|step| matches!(step.action, Action::Integer(_))).count()
     }
 
     /// Puts the inputs of a run in their slots: all of them, or those without a default.
@@ -191,7 +136,7 @@ impl Program {
         Ok(())
     }
 
-    fn show_inputs(&self, values: &[Option<Array>], watch: Watch) {
+    fn show_inputs(&self, values: &[Option<Array>], watch: Watch) -> Result<(), Error> {
         let mut ids: Vec<_> = self.slots.iter().filter(|(_, slot)| self.inputs.contains(slot)).collect();
         ids.sort();
         for (&id, &slot) in ids {
@@ -199,23 +144,47 @@ impl Program {
                 watch(id, array);
             }
         }
+        self.shown.iter().try_for_each(|shown| shown.to(values, watch)).map_err(|f| f.at("inputs"))
     }
 
-    fn execute(&self, values: &mut [Option<Array>], watch: Watch) -> Result<Option<Error>, Error> {
+    fn execute(
+        &self,
+        values: &mut [Option<Array>],
+        mut watch: Option<Watch>,
+    ) -> Result<Option<Error>, Error> {
         let mut problem = None;
         for step in &self.steps {
             if let Some(missed) = step.run(values)? {
                 problem.get_or_insert(missed);
                 continue;
             }
-            for &(slot, id) in step.outputs.iter().flatten() {
-                if let Some(array) = &values[slot] {
-                    watch(id, array);
-                }
+            if let Some(watch) = &mut watch {
+                let show = step.shown.iter().try_for_each(|shown| shown.to(values, watch));
+                show.map_err(|fault| fault.at(&step.place))?;
             }
             step.last_reads.iter().for_each(|&slot| values[slot] = None);
         }
         Ok(problem)
+    }
+}
+
+/// The outputs of a run as far as they were computed, and why some were not.
+pub type Outputs = (Vec<Option<Array>>, Option<Error>);
+
+/// All outputs, or the reason why one is missing.
+fn whole((outputs, problem): Outputs) -> Result<Vec<Array>, Error> {
+    let missing = || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("run"));
+    outputs.into_iter().map(|o| o.ok_or_else(missing)).collect()
+}
+
+impl Shown {
+    fn to(&self, values: &[Option<Array>], watch: Watch) -> Result<(), Fault> {
+        match (&values[self.slot], &self.meaning) {
+            (Some(array), None) => watch(self.id, array),
+            (Some(array), Some(meaning)) => watch(self.id, &meaning.reals(array)?),
+            (None, _) => {}
+        }
+        Ok(())
     }
 }
 
@@ -233,6 +202,14 @@ impl Step {
                 let inputs = inputs();
                 op.float(&inputs).map_err(|fault| describe(fault, &inputs).at(&self.place))
             }
+            Action::Integer(kernel) => {
+                let inputs = inputs();
+                kernel.run(&inputs).map_err(|fault| describe(fault, &inputs).at(&self.place))
+            }
+            Action::Read(meaning) => {
+                let reals = inputs().iter().flatten().map(|array| meaning.reals(array)).collect();
+                Result::map_err(reals, |fault: Fault| fault.at(&self.place))
+            }
             Action::Control { control, bodies, outer } => {
                 let scope = |name: &str| outer.get(name).and_then(|&slot| values[slot].clone());
                 control::run(control, bodies, &inputs(), &scope).map_err(|e| e.within(&self.place))
@@ -248,41 +225,6 @@ impl Step {
             }
         }
         Ok(None)
-    }
-
-    fn new(
-        graph: &Graph,
-        id: NodeId,
-        slots: &HashMap<ValueId, usize>,
-        numerics: Numerics,
-    ) -> Result<Self, Error> {
-        let node = graph.node(id);
-        let place = format!("node `{}` ({})", node_label(graph, id), node.op_type);
-        let action = match (&node.op, &node.unknown) {
-            (Some(op), None) => match op.control() {
-                None => Action::Compute(op.clone()),
-                Some(control) => {
-                    let body = |graph| Program::with_numerics(graph, numerics);
-                    let bodies = node.bodies.iter().map(|b| Ok((b.name.clone(), body(&b.graph)?)));
-                    let outer = graph
-                        .captures_of(id)
-                        .into_iter()
-                        .map(|v| (graph.name(v).to_string(), slots[&v]))
-                        .collect();
-                    Action::Control { control, bodies: bodies.collect::<Result<_, Error>>()?, outer }
-                }
-            },
-            (_, Some(why)) => Action::Missing(why.clone()),
-            (None, None) => Action::Missing(node.op_type.clone()),
-        };
-        Ok(Self {
-            node: id,
-            place,
-            inputs: graph.inputs_of(id).iter().map(|v| v.map(|v| slots[&v])).collect(),
-            outputs: graph.outputs_of(id).iter().map(|v| v.map(|v| (slots[&v], v))).collect(),
-            last_reads: Vec::new(),
-            action,
-        })
     }
 }
 

@@ -5,6 +5,7 @@ mod array;
 pub mod attribute;
 mod edit;
 mod graph;
+pub mod integer;
 mod model;
 mod op;
 mod schedule;

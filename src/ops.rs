@@ -37,10 +37,11 @@ macro_rules! families {
 
 families! {
     activation, arithmetic, cast, compare, control, conv, gather, gemm, generate, join, mask, norm, normalize, pad, pool,
-    quantize, recurrent, reduce, resize, scatter, select, shape, softmax, unary,
+    qlinear, quantize, recurrent, reduce, resize, scatter, select, shape, softmax, unary,
 }
 
 mod elementwise;
+pub mod integer;
 pub mod operand;
 pub mod slots;
 pub mod window;

@@ -62,7 +62,7 @@ impl Program {
             values[slot] = Some(array.clone());
         }
         // A nested body captures through this one: its scope is the values here, then those around.
-        let problem = self.execute(&mut values, &mut |_, _| {})?;
+        let problem = self.execute(&mut values, None)?;
         let missing =
             || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("body"));
         self.outputs.iter().map(|&slot| values[slot].clone().ok_or_else(missing)).collect()

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt::Debug;
 
+use super::integer::{Kernel, Unit};
 use super::{Array, Tensor, TensorType};
 use crate::error::Fault;
 
@@ -29,6 +30,12 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// Computes the outputs by the ONNX definition.
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault>;
+
+    /// Computes on integers as ONNX Runtime's fused kernels do, if the operator has such a form for these operands.
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        let _ = unit;
+        None
+    }
 
     /// How the operator relates the quantization of its inputs and outputs.
     fn rule(&self) -> Rule {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::elementwise::{RealMap, like_first, numbers, real, through_reals};
 use super::slots::{optional, required};
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer};
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Element, Fact, TensorType};
 use crate::kernels::broadcast::zip;
 use crate::kernels::math::{Real, map};
@@ -186,6 +187,10 @@ impl Op for Activation {
             _ => Err(Fault::new(format!("not defined for {}", x.dtype()))),
         });
         Ok(vec![y?])
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::elementwise::table(self, unit)
     }
 
     fn rule(&self) -> Rule {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::cast::convert;
 use super::elementwise::{broadcast_dims, broadcast_type, first_dtype, integers, like_first, numbers};
 use super::slots::{known, required};
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer};
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Fact, TensorType};
 use crate::kernels::broadcast::zip;
 use crate::kernels::math::{Real, map};
@@ -151,6 +152,14 @@ impl Op for Binary {
             Array::new(&shape, values)
         });
         Ok(vec![y?])
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        match self.function {
+            Function::Add if self.axis.is_none() => integer::elementwise::binary(integer::Function::Add, unit),
+            Function::Mul if self.axis.is_none() => integer::elementwise::binary(integer::Function::Mul, unit),
+            _ => None,
+        }
     }
 
     fn rule(&self) -> Rule {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::arithmetic::{align, binary_type, legacy_axis};
 use super::elementwise::{broadcast_dims, first_dtype, numbers};
 use super::slots::required;
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer};
 use crate::error::Fault;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Element, Fact, TensorType, with_array};
 use crate::kernels::broadcast::{select, zip};
 
@@ -105,7 +106,7 @@ fn slice<T>(array: &crate::ir::Nd<T>) -> Result<&[T], Fault> {
 }
 
 /// The second input where the first holds, else the third.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Where;
 
 fn choose<T: Element>(mask: &Array, a: Operand<T>, b: &Array) -> Result<(Vec<usize>, Vec<T>), Fault> {
@@ -126,6 +127,10 @@ impl Op for Where {
             Array::new(&shape, values)
         });
         Ok(vec![y?])
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::elementwise::moved(self, unit, 1..3)
     }
 
     fn rule(&self) -> Rule {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, optional, required};
 use super::window::{AutoPad, Window, extents};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer};
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, TensorType, element_count};
 use crate::kernels::conv::{Channels, conv, conv_transpose};
 use crate::kernels::gemm::Number;
@@ -164,6 +165,10 @@ impl Op for Conv {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         apply(self, inputs)
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::conv::prepare(self, unit)
     }
 
     fn rule(&self) -> Rule {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::operand::elements;
 use super::slots::{known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer};
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, Element, Nd, TensorType, element_count};
 use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};
 use crate::kernels::window::each_index;
@@ -148,6 +149,10 @@ impl Op for Gemm {
         })
     }
 
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::product::gemm(self, unit)
+    }
+
     fn rule(&self) -> Rule {
         Rule::Contraction { weight: 1, channel_axis: Some(usize::from(!self.trans_b)), bias: Some(2) }
     }
@@ -164,12 +169,21 @@ fn same_length(k: &Dim, other: &Dim) -> Result<(), Fault> {
 #[derive(Debug, Clone, Copy)]
 pub struct MatMul;
 
-impl MatMul {
-    /// The product and its shape.
-    pub fn compute<T: Number>(
-        (a, a_shape): (&[T], &[usize]),
-        (b, b_shape): (&[T], &[usize]),
-    ) -> Result<(Vec<T>, Vec<usize>), Fault> {
+/// Which matrices a product of batches multiplies.
+pub(super) struct Batches<'a> {
+    /// Extents of each product.
+    pub size: Size,
+    /// The broadcast batch.
+    batch: Vec<usize>,
+    a_batch: &'a [usize],
+    b_batch: &'a [usize],
+    /// Shape of the result.
+    pub shape: Vec<usize>,
+}
+
+impl<'a> Batches<'a> {
+    /// Reads the shapes of the operands.
+    pub fn new(a_shape: &'a [usize], b_shape: &'a [usize]) -> Result<Self, Fault> {
         let (a_row, b_column) = (a_shape.len() == 1, b_shape.len() == 1);
         let (a_batch, m, k) = match a_shape {
             [k] => (&[][..], 1, *k),
@@ -188,33 +202,40 @@ impl MatMul {
         let mut shape = batch.clone();
         shape.extend((!a_row).then_some(m));
         shape.extend((!b_column).then_some(n));
-        let mut y = vec![T::default(); element_count(&shape)?];
-        if y.is_empty() {
-            return Ok((y, shape));
+        let count = element_count(&shape)?;
+        // One matrix B for all: a single tall product.
+        if b_batch.iter().all(|&d| d == 1) && a_batch == batch && count > 0 {
+            return Ok(Self { size: Size { m: count / n, n, k }, batch: vec![], a_batch: &[], b_batch: &[], shape });
         }
-        let one = T::ONE;
-        if b_batch.iter().all(|&d| d == 1) && a_batch == batch {
-            // one matrix for all: a single tall product
-            let m = y.len() / n;
-            gemm(
-                Size { m, n, k },
-                one,
-                Mat::rows(a, k),
-                Mat::rows(b, n),
-                T::default(),
-                MatMut::rows(&mut y, n),
-            );
-            return Ok((y, shape));
+        Ok(Self { size: Size { m, n, k }, batch, a_batch, b_batch, shape })
+    }
+
+    /// Calls `f` with the number of `A` and `B` for each product, in order.
+    pub fn each(&self, mut f: impl FnMut(usize, usize)) {
+        each_index(&self.batch, |index| f(place(index, self.a_batch), place(index, self.b_batch)));
+    }
+}
+
+impl MatMul {
+    /// The product and its shape.
+    pub fn compute<T: Number>(
+        (a, a_shape): (&[T], &[usize]),
+        (b, b_shape): (&[T], &[usize]),
+    ) -> Result<(Vec<T>, Vec<usize>), Fault> {
+        let batches = Batches::new(a_shape, b_shape)?;
+        let size @ Size { m, n, k } = batches.size;
+        let mut y = vec![T::default(); element_count(&batches.shape)?];
+        if y.is_empty() {
+            return Ok((y, batches.shape));
         }
         let mut results = y.chunks_exact_mut(m * n);
-        each_index(&batch, |index| {
+        batches.each(|i, j| {
             let Some(y) = results.next() else { return };
-            let a = &a[place(index, a_batch) * m * k..][..m * k];
-            let b = &b[place(index, b_batch) * k * n..][..k * n];
-            gemm(Size { m, n, k }, one, Mat::rows(a, k), Mat::rows(b, n), T::default(), MatMut::rows(y, n));
+            let (a, b) = (Mat::rows(&a[i * m * k..][..m * k], k), Mat::rows(&b[j * k * n..][..k * n], n));
+            gemm(size, T::ONE, a, b, T::default(), MatMut::rows(y, n));
         });
         drop(results);
-        Ok((y, shape))
+        Ok((y, batches.shape))
     }
 
     /// The type of the product as far as known; only the shapes of the operands matter.
@@ -282,6 +303,10 @@ impl Op for MatMul {
             let (y, shape) = Self::compute((elements(&xs)?, a.shape()), (elements(&ws)?, b.shape()))?;
             Array::new(&shape, y)
         })
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::product::matmul(unit)
     }
 
     fn rule(&self) -> Rule {

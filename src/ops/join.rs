@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::slots::{self, constant_ints, dims, known, required};
-use super::{Attrs, ONNX, OpDef};
+use super::{Attrs, ONNX, OpDef, integer};
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, Fact, Op, Operands, Rule, TensorType, element_count, with_array};
 use crate::kernels::strided::{View, read_array};
 
@@ -96,6 +97,10 @@ impl Op for Concat {
             }
             Array::new(&shape, elements)?
         })])
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::elementwise::moved(self, unit, 0..unit.inputs.len())
     }
 
     fn rule(&self) -> Rule {

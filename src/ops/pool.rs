@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, required};
 use super::window::Window;
-use super::{Attrs, Fact, ONNX, Op, OpDef, Operands, Rule};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Operands, Rule, integer};
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Dim, Element, TensorType, element_count};
 use crate::kernels::gemm::Number;
 use crate::kernels::pool::{counts, max_with_index, pool};
-use crate::kernels::window::Axis;
+use crate::kernels::window::{Axis, volume};
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
@@ -159,17 +160,38 @@ impl Op for AveragePool {
         let x = required(inputs, 0)?;
         let (axes, shape) = place(&self.window, x.shape())?;
         let counts = counts(&axes, self.count_include_pad);
-        in_reals!(x.dtype(), T => {
-            let mut y = vec![T::default(); element_count(&shape)?];
-            let divisors: Vec<T> = counts.iter().map(|&n| n.max(1) as T).collect();
-            let mean = |i: usize, sum: T| sum / divisors.get(i).copied().unwrap_or(1.0);
-            pool(&axes, elements(&T::read(x)?)?, &mut y, (0.0, 0.0), |a, b| a + b, Some(&mean))?;
-            Ok(vec![T::array(&shape, y)?])
-        })
+        self.means(x, &axes, &shape, &counts)
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::pool::average(self, unit)
     }
 
     fn rule(&self) -> Rule {
         Rule::Arithmetic(Operands::One)
+    }
+}
+
+impl AveragePool {
+    /// The means of real numbers as ONNX Runtime's kernel on bytes forms them: with `count_include_pad`, every window
+    /// counts as whole.
+    pub fn whole_means(&self, x: &Array) -> Result<Vec<Array>, Fault> {
+        let (axes, shape) = place(&self.window, x.shape())?;
+        let counts = match self.count_include_pad {
+            true => vec![volume(&axes, |a| a.kernel); volume(&axes, |a| a.output)],
+            false => counts(&axes, false),
+        };
+        self.means(x, &axes, &shape, &counts)
+    }
+
+    fn means(&self, x: &Array, axes: &[Axis], shape: &[usize], counts: &[usize]) -> Result<Vec<Array>, Fault> {
+        in_reals!(x.dtype(), T => {
+            let mut y = vec![T::default(); element_count(shape)?];
+            let divisors: Vec<T> = counts.iter().map(|&n| n.max(1) as T).collect();
+            let mean = |i: usize, sum: T| sum / divisors.get(i).copied().unwrap_or(1.0);
+            pool(axes, elements(&T::read(x)?)?, &mut y, (0.0, 0.0), |a, b| a + b, Some(&mean))?;
+            Ok(vec![T::array(shape, y)?])
+        })
     }
 }
 
@@ -231,6 +253,17 @@ impl Global {
     }
 }
 
+/// The greatest byte of each plane.
+fn greatest(x: &Array, plane: usize, shape: &[usize]) -> Result<Vec<Array>, Fault> {
+    fn max<T: Ord + Copy + Default>(x: &[T], plane: usize) -> Vec<T> {
+        x.chunks_exact(plane).map(|plane| plane.iter().copied().max().unwrap_or_default()).collect()
+    }
+    Ok(vec![match x {
+        Array::U8(_) => Array::new(shape, max(x.slice::<u8>()?, plane))?,
+        _ => Array::new(shape, max(x.slice::<i8>()?, plane))?,
+    }])
+}
+
 /// A sum in eight interleaved parts, which is faster and more exact than one running sum.
 fn sum<T: Real>(values: &[T]) -> T {
     let mut parts = [T::default(); 8];
@@ -265,10 +298,20 @@ impl Op for Global {
         if plane == 0 {
             fail!("there is nothing to pool in {:?}", x.shape());
         }
+        if let (Self::Max, Array::U8(_) | Array::I8(_)) = (self, x) {
+            return greatest(x, plane, &shape);
+        }
         in_reals!(x.dtype(), T => {
             let y = elements(&T::read(x)?)?.chunks_exact(plane).map(|plane| self.reduce::<T>(plane)).collect();
             Ok(vec![T::array(&shape, y)?])
         })
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        match self {
+            Self::Average => integer::pool::global_average(unit),
+            _ => None,
+        }
     }
 
     fn rule(&self) -> Rule {

@@ -12,7 +12,8 @@ use super::slots::{around, axis, known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
-use crate::ir::{Array, DType, Element, TensorType};
+use crate::ir::integer::Scales;
+use crate::ir::{Array, DType, Element, QuantParams, TensorType};
 use crate::kernels::requantize::{Narrow, Quantized, dequantize_slice, quantize_slice};
 
 /// The operators of this family.
@@ -88,6 +89,13 @@ impl Quantize {
         })
     }
 
+    /// The parameters if one scale and zero point serve the whole tensor.
+    pub fn params(&self, scale: &Array, zero: Option<&Array>) -> Option<QuantParams> {
+        let dtype = zero.map(Array::dtype).or(self.output_dtype).unwrap_or(DType::U8);
+        let zero = zero.map_or(Some(0), |z| integers(z)?.first().copied().filter(|_| z.len() == 1))?;
+        Some(QuantParams { scale: scale.item::<f32>().ok()?, zero_point: zero, dtype })
+    }
+
     fn run<Q: Narrow + Element>(&self, x: &Array, scale: &Array, zero: Option<&Array>) -> Result<Array, Fault>
     where
         Array: From<ndarray::ArrayD<Q>>,
@@ -136,6 +144,16 @@ impl Dequantize {
         })
     }
 
+    /// How integers of this type stand for real numbers, unless blocks of them have scales of their own.
+    pub fn scales(&self, dtype: DType, scale: &Array, zero: Option<&Array>) -> Option<Scales> {
+        let scales = scale.slice::<f32>().ok().filter(|s| self.block_size == 0 && !s.is_empty())?.to_vec();
+        let zero_points = zero.map_or(Some(vec![0; scales.len()]), integers)?;
+        let axis = (scales.len() > 1).then_some(self.axis);
+        let real = self.output_dtype.is_none_or(|d| d == DType::F32);
+        (zero_points.len() == scales.len() && scale.rank() <= 1 && real)
+            .then_some(Scales { dtype, scales, zero_points, axis })
+    }
+
     fn run<Q: Quantized + Element>(
         &self,
         x: &Array,
@@ -172,6 +190,14 @@ impl Op for Dequantize {
             other => return Err(Fault::unimplemented(format_args!("DequantizeLinear from {other}"))),
         };
         Ok(vec![rounded(y, self.output_dtype.unwrap_or(scale.dtype()))])
+    }
+}
+
+/// Zero points of any type.
+fn integers(zero: &Array) -> Option<Vec<i32>> {
+    match zero {
+        Array::I32(a) => Some(a.iter().copied().collect()),
+        other => Some(other.to_f32().ok()?.iter().map(|&z| z as i32).collect()),
     }
 }
 

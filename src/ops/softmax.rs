@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
 use super::slots::{self, known, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer};
 use crate::error::Fault;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, TensorType};
 use crate::kernels::{reduce, softmax};
 
@@ -50,7 +51,7 @@ impl Softmax {
     }
 
     /// The extents before, along and after the distribution.
-    fn extents(&self, shape: &[usize]) -> Result<(usize, usize, usize), Fault> {
+    pub(super) fn extents(&self, shape: &[usize]) -> Result<(usize, usize, usize), Fault> {
         if self.flatten && self.axis == shape.len() as i64 {
             return Ok((shape.iter().product(), 1, 1));
         }
@@ -89,6 +90,10 @@ impl Op for Softmax {
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let x = required(inputs, 0)?;
         in_reals!(x.dtype(), T => self.run::<T>(x))
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        (self.kind == Kind::Soft).then(|| integer::pool::shares(self, unit)).flatten()
     }
 
     fn rule(&self) -> Rule {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::elementwise::{RealMap, integers, like_first, numbers, real, through_reals};
 use super::slots::{known, required};
-use super::{Attrs, ONNX, Op, OpDef};
+use super::{Attrs, ONNX, Op, OpDef, integer};
 use crate::error::Fault;
+use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Fact, TensorType};
 use crate::kernels::math::{Real, map};
 use crate::kernels::number::{Integer, Number};
@@ -79,6 +80,10 @@ impl RealMap for Unary {
 impl Op for Unary {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
         like_first(inputs)
+    }
+
+    fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
+        integer::elementwise::table(self, unit)
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

@@ -1,0 +1,200 @@
+//! From a graph to the steps of a program.
+
+use std::collections::{HashMap, HashSet};
+
+use super::integer::Exact;
+use super::{Action, Numerics, Program, Shown, Step, node_label};
+use crate::error::Error;
+use crate::ir::{Array, Graph, NodeId, ValueId, schedule};
+
+/// A program that is being compiled.
+pub(super) struct Builder<'a> {
+    pub graph: &'a Graph,
+    pub numerics: Numerics,
+    pub program: Program,
+    /// Values for which integers stand, exactly.
+    pub exact: HashMap<ValueId, Exact>,
+    /// Those of them that were made real numbers.
+    pub real: HashSet<ValueId>,
+    /// The step that fills a slot.
+    pub filled_by: HashMap<usize, usize>,
+}
+
+impl Program {
+    /// Compiles a graph that is to compute by the ONNX definition. Operators that are not known are noticed when a run
+    /// reaches them.
+    pub fn new(graph: &Graph) -> Result<Self, Error> {
+        Self::with_numerics(graph, Numerics::Spec)
+    }
+
+    /// Compiles a graph whose quantized operators are to compute in this way.
+    pub fn with_numerics(graph: &Graph, numerics: Numerics) -> Result<Self, Error> {
+        let mut builder = Builder::new(graph, numerics);
+        for id in schedule(graph).map_err(|f| f.at("scheduling"))? {
+            if numerics == Numerics::Spec || !builder.on_integers(id) {
+                builder.plain(id)?;
+            }
+        }
+        Ok(builder.finish())
+    }
+}
+
+impl<'a> Builder<'a> {
+    fn new(graph: &'a Graph, numerics: Numerics) -> Self {
+        let slots: HashMap<ValueId, usize> =
+            graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
+        let mut initial = vec![None; slots.len()];
+        let mut captures = Vec::new();
+        for (&id, &slot) in &slots {
+            let value = graph.value(id);
+            if let Some(tensor) = value.constant.as_ref().or(value.default.as_ref()) {
+                // A constant of a type that has no array (int4, float8) is missed by whoever reads it.
+                initial[slot] = tensor.array().ok();
+            }
+            if value.captured {
+                captures.push((value.name.clone(), slot));
+            }
+        }
+        captures.sort();
+        let inputs = graph.inputs.iter().map(|v| slots[v]).collect();
+        let steps = Vec::new();
+        let program =
+            Program { steps, slots, initial, inputs, outputs: Vec::new(), captures, shown: Vec::new() };
+        Self {
+            graph,
+            numerics,
+            program,
+            exact: HashMap::new(),
+            real: HashSet::new(),
+            filled_by: HashMap::new(),
+        }
+    }
+
+    /// A step that computes the node by its definition.
+    fn plain(&mut self, id: NodeId) -> Result<(), Error> {
+        for value in self.graph.inputs_of(id).into_iter().flatten().chain(self.graph.captures_of(id)) {
+            self.make_real(value);
+        }
+        let step = self.step(id)?;
+        if !self.fold(&step) {
+            self.push(step);
+        }
+        Ok(())
+    }
+
+    /// Appends a step.
+    pub fn push(&mut self, step: Step) {
+        let index = self.program.steps.len();
+        self.filled_by.extend(step.outputs.iter().flatten().map(|&(slot, _)| (slot, index)));
+        self.program.steps.push(step);
+    }
+
+    /// Where a value lives.
+    pub fn slot(&self, id: ValueId) -> usize {
+        self.program.slots[&id]
+    }
+
+    /// The constant in a slot.
+    pub fn constant(&self, slot: usize) -> Option<&Array> {
+        self.program.initial[slot].as_ref().filter(|_| !self.program.inputs.contains(&slot))
+    }
+
+    fn step(&self, id: NodeId) -> Result<Step, Error> {
+        let (graph, slots) = (self.graph, &self.program.slots);
+        let node = graph.node(id);
+        let action = match (&node.op, &node.unknown) {
+            (Some(op), None) => match op.control() {
+                None => Action::Compute(op.clone()),
+                Some(control) => {
+                    let body = |graph| Program::with_numerics(graph, self.numerics);
+                    let bodies = node.bodies.iter().map(|b| Ok((b.name.clone(), body(&b.graph)?)));
+                    let outer = graph
+                        .captures_of(id)
+                        .into_iter()
+                        .map(|v| (graph.name(v).to_string(), slots[&v]))
+                        .collect();
+                    Action::Control { control, bodies: bodies.collect::<Result<_, Error>>()?, outer }
+                }
+            },
+            (_, Some(why)) => Action::Missing(why.clone()),
+            (None, None) => Action::Missing(node.op_type.clone()),
+        };
+        let outputs: Vec<_> = graph.outputs_of(id).iter().map(|v| v.map(|v| (slots[&v], v))).collect();
+        let shown = outputs.iter().flatten().map(|&(slot, id)| Shown { slot, id, meaning: None }).collect();
+        Ok(Step {
+            node: id,
+            place: self.place(id),
+            inputs: graph.inputs_of(id).iter().map(|v| v.map(|v| slots[&v])).collect(),
+            outputs,
+            shown,
+            last_reads: Vec::new(),
+            action,
+        })
+    }
+
+    /// What a node is called in messages.
+    pub fn place(&self, id: NodeId) -> String {
+        format!("node `{}` ({})", node_label(self.graph, id), self.graph.node(id).op_type)
+    }
+
+    /// Runs a step now if it depends on constants only.
+    pub fn fold(&mut self, step: &Step) -> bool {
+        let Action::Compute(op) = &step.action else { return false };
+        if !op.is_pure() || !step.inputs.iter().flatten().all(|&s| self.constant(s).is_some()) {
+            return false;
+        }
+        let program = &mut self.program;
+        let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| program.initial[s].clone())).collect();
+        let Ok(outputs) = op.float(&inputs) else { return false }; // the run will say why
+        for (output, array) in step.outputs.iter().zip(outputs) {
+            if let Some((slot, _)) = output {
+                program.initial[*slot] = Some(array);
+            }
+        }
+        let values = self.graph.inputs_of(step.node);
+        for (&slot, &id) in step.inputs.iter().flatten().zip(values.iter().flatten()) {
+            if self.graph.only_use(id).is_some() && self.numerics == Numerics::Spec {
+                program.initial[slot] = None; // an expanded weight takes the place of the stored one
+            }
+        }
+        true
+    }
+
+    fn finish(mut self) -> Program {
+        for &output in &self.graph.outputs {
+            self.make_real(output);
+        }
+        let mut program = self.program;
+        program.outputs = self.graph.outputs.iter().map(|v| program.slots[v]).collect();
+        program.note_last_reads();
+        program
+    }
+}
+
+impl Program {
+    /// Notes after which step a slot is not needed any more, and forgets constants that no step reads.
+    fn note_last_reads(&mut self) {
+        let mut last = HashMap::new();
+        for (index, step) in self.steps.iter().enumerate() {
+            let captured = match &step.action {
+                Action::Control { outer, .. } => outer.values().copied().collect(),
+                _ => Vec::new(),
+            };
+            let defined = step.outputs.iter().flatten().map(|o| o.0);
+            for slot in step.inputs.iter().flatten().copied().chain(captured).chain(defined) {
+                last.insert(slot, index);
+            }
+        }
+        for (slot, constant) in self.initial.iter_mut().enumerate() {
+            if !last.contains_key(&slot) && !self.outputs.contains(&slot) && !self.inputs.contains(&slot) {
+                *constant = None;
+            }
+        }
+        for (slot, index) in last {
+            if self.initial[slot].is_none() && !self.outputs.contains(&slot) {
+                self.steps[index].last_reads.push(slot);
+            }
+        }
+        self.steps.iter_mut().for_each(|s| s.last_reads.sort_unstable());
+    }
+}

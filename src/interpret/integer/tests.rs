@@ -1,0 +1,107 @@
+//! Units: which nodes compute on integers, and what a watch sees of them.
+
+use std::collections::BTreeMap;
+
+use crate::interpret::{Numerics, Program};
+use crate::ir::{Array, Graph};
+use crate::onnx::{import, text};
+
+fn graph(body: &str, constants: &str, output: &str) -> Graph {
+    let source = format!(
+        "<ir_version: 8, opset_import: [\"\": 13]> g (uint8[2,4] x) => ({output}) <{constants}> {{ {body} }}"
+    );
+    import(text::parse(&source).unwrap(), &|_| Err("none".into())).unwrap().graph
+}
+
+const CONSTANTS: &str = "float s = {0.05}, uint8 z = {7}, int8[4,3] w = {1,-2,3,4,5,-6,7,8,9,-10,11,12}, \
+    float[3] ws = {0.1, 0.2, 0.3}, int8[3] wz = {0, 0, 0}, float t = {0.3}, uint8 u = {100}, int64[1] flat = {-1}";
+
+const PRODUCT: &str =
+    "a = DequantizeLinear(x, s, z) b = DequantizeLinear<axis = 1>(w, ws, wz) p = MatMul(a, b)";
+
+fn input() -> Array {
+    Array::new(&[2, 4], vec![0u8, 255, 7, 90, 12, 200, 30, 4]).unwrap()
+}
+
+fn watched(graph: &Graph, numerics: Numerics) -> (Vec<Array>, BTreeMap<String, Array>, usize) {
+    let program = Program::with_numerics(graph, numerics).unwrap();
+    let mut seen = BTreeMap::new();
+    let outputs = program
+        .run_watched(&[input()], &mut |id, array| {
+            let twice = seen.insert(graph.name(id).to_string(), array.clone());
+            assert!(twice.is_none(), "{} is shown twice", graph.name(id));
+        })
+        .unwrap();
+    assert_eq!(outputs, program.run(&[input()]).unwrap());
+    (outputs, seen, program.integer_steps())
+}
+
+#[test]
+fn a_watch_sees_what_integers_mean() {
+    let body = format!(
+        "{PRODUCT} q = QuantizeLinear(p, t, u) d = DequantizeLinear(q, t, u) r = Reshape(d, flat) y = Neg(r)"
+    );
+    let graph = graph(&body, CONSTANTS, "float[6] y");
+    let (spec, spec_seen, none) = watched(&graph, Numerics::Spec);
+    let (ort, ort_seen, some) = watched(&graph, Numerics::Ort);
+    assert_eq!((none, some), (0, 1));
+    assert_eq!(spec, ort);
+    assert_eq!(spec_seen.keys().collect::<Vec<_>>(), ort_seen.keys().collect::<Vec<_>>());
+    for (name, array) in &spec_seen {
+        // Inside the unit the product is known as its output is quantized only.
+        let expected = if name == "p" { &spec_seen["d"] } else { array };
+        assert_eq!(&ort_seen[name], expected, "{name}");
+    }
+}
+
+#[test]
+fn a_product_that_is_read_elsewhere_stays_real() {
+    let body = format!("{PRODUCT} q = QuantizeLinear(p, t, u)");
+    let (_, _, steps) = watched(&graph(&body, CONSTANTS, "uint8[2,3] q"), Numerics::Ort);
+    assert_eq!(steps, 1);
+    let both = graph(&body, CONSTANTS, "uint8[2,3] q, float[2,3] p");
+    // The product itself is computed on integers, with real numbers as its output.
+    let (outputs, _, steps) = watched(&both, Numerics::Ort);
+    assert_eq!((outputs[1].dtype(), steps), (crate::ir::DType::F32, 1));
+    let body = "a = DequantizeLinear(x, s, z) p = Sigmoid(a) q = QuantizeLinear(p, t, u)";
+    assert_eq!(watched(&graph(body, CONSTANTS, "uint8[2,4] q"), Numerics::Ort).2, 1);
+    assert_eq!(watched(&graph(body, CONSTANTS, "uint8[2,4] q, float[2,4] p"), Numerics::Ort).2, 0);
+}
+
+#[test]
+fn a_clamp_counts_only_where_it_clamps() {
+    let with = |zero: &str| {
+        let body = format!("{PRODUCT} c = Relu(p) y = QuantizeLinear(c, t, {zero})");
+        let graph = graph(&body, &format!("{CONSTANTS}, uint8 lowest = {{0}}"), "uint8[2,3] y");
+        let (spec, ort) = (watched(&graph, Numerics::Spec), watched(&graph, Numerics::Ort));
+        assert_eq!(spec.0, ort.0);
+        ort.1["c"].clone()
+    };
+    // The unit ends after a clamp that quantization makes superfluous; otherwise the product is exact up to the clamp.
+    assert!(
+        with("lowest")
+            .slice::<f32>()
+            .unwrap()
+            .iter()
+            .all(|v| (v / 0.3).fract().abs() < 1e-3 || (v / 0.3).fract() > 0.999)
+    );
+    assert!(with("u").slice::<f32>().unwrap().iter().any(|v| (v / 0.3).fract() > 1e-3));
+}
+
+#[test]
+fn signed_activations_that_others_read_stay_real() {
+    let constants = "float s = {0.05}, uint8 z = {7}, float t = {0.02}, int8 n = {-3}";
+    let body = |readers: &str| {
+        format!(
+            "a = DequantizeLinear(x, s, z) k = QuantizeLinear(a, t, n) b = DequantizeLinear(k, t, n) \
+             c = Sigmoid(b) q = QuantizeLinear(c, t, n) y = DequantizeLinear(q, t, n) {readers}"
+        )
+    };
+    assert_eq!(watched(&graph(&body(""), constants, "float[2,4] y"), Numerics::Ort).2, 1);
+    let alone = graph(&body("w = Neg(y)"), constants, "float[2,4] w");
+    assert_eq!(watched(&alone, Numerics::Ort).2, 1);
+    let twice = graph(&body("w = Neg(y)"), constants, "float[2,4] w, float[2,4] y");
+    assert_eq!(watched(&twice, Numerics::Ort).2, 0);
+    let shared = graph(&body("w = Neg(y) v = Neg(b)"), constants, "float[2,4] w, float[2,4] v");
+    assert_eq!(watched(&shared, Numerics::Ort).2, 0);
+}
