@@ -64,9 +64,8 @@ impl<'a> Pair<'a> {
         look: impl Fn(Outputs) -> Result<T, Error> + Sync,
     ) -> Result<Vec<T>, Error> {
         self.each(samples, indices, progress, |inputs| {
-            let (mut wanted, _) = self.reference.run_as_far_as_possible(inputs, &mut |_, _| {})?;
-            let (mut found, _) =
-                self.other.run_as_far_as_possible(&self.inputs_of_other(inputs), &mut |_, _| {})?;
+            let (mut wanted, _) = self.reference.run_unwatched(inputs)?;
+            let (mut found, _) = self.other.run_unwatched(&self.inputs_of_other(inputs))?;
             let take = |from: &mut Vec<Option<Array>>, i: usize| from.get_mut(i).and_then(Option::take);
             let (wanted, found): (Vec<_>, Vec<_>) =
                 self.outputs.iter().map(|&(i, j)| (take(&mut wanted, i), take(&mut found, j))).unzip();
