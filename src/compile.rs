@@ -11,11 +11,12 @@ use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
 use crate::onnx;
-use crate::options::{Mode, Options};
+use crate::options::{Effort, Mode, Options};
 use crate::passes;
-use crate::quantize::candidate::watched;
+use crate::quantize::candidate::{Candidates, watched};
 use crate::quantize::{Plan, Target, insert, placement, plan, weight_only};
 use crate::report::{Quantized, Report};
+use crate::tune::sensitivity;
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
 pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
@@ -97,8 +98,17 @@ fn quantize_static(
     let calibration = calibrate(&program, &watched(graph), samples, &progress)?;
     drop(program);
     let seen = &calibration.seen;
-    let choices = plan::choices(seen, options.calibrator);
-    let placement = placement::place(graph, target, &options.filter, seen, &plan::noise(seen, &choices));
+    let mut choices = plan::choices(seen, options.calibrator);
+    let candidates = Candidates::of(graph, target, &options.filter, seen);
+    let noise = match options.effort {
+        Effort::Fast => plan::noise(seen, &choices),
+        Effort::Balanced | Effort::Best => {
+            let (candidates, calibrator) = (&candidates.integer, options.calibrator);
+            let subject = sensitivity::Subject { graph, candidates, seen, calibrator, target };
+            subject.measure(&mut choices, samples, &|done, total| watch("measuring", done, total))?
+        }
+    };
+    let placement = placement::place(graph, target, candidates, seen, &noise);
     let plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
         .map_err(|f| f.at("solving scales and zero points"))?;
     let quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());

@@ -13,7 +13,7 @@ mod tensor;
 mod types;
 mod verify;
 
-pub use affine::QuantParams;
+pub use affine::{QuantParams, limits};
 pub(crate) use array::with_array;
 pub use array::{Array, Nd};
 pub use attribute::Attribute;

@@ -21,6 +21,18 @@ pub enum Mode {
     Static,
 }
 
+/// How much time may be spent on accuracy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Effort {
+    /// Calibrated ranges only.
+    Fast,
+    /// What a few more runs of the model can tell.
+    #[default]
+    Balanced,
+    /// Everything that helps.
+    Best,
+}
+
 /// A mode's name that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no mode: auto, none, weight-only or static")]
@@ -51,6 +63,8 @@ pub struct Options {
     pub recipe: Option<Recipe>,
     /// How activation ranges are chosen.
     pub calibrator: Calibrator,
+    /// How much time may be spent on accuracy.
+    pub effort: Effort,
     /// Use at most this many samples.
     pub samples: Option<usize>,
     /// Name of the target.
@@ -70,6 +84,7 @@ impl Default for Options {
             calib: None,
             recipe: None,
             calibrator: Calibrator::Auto,
+            effort: Effort::Balanced,
             samples: None,
             target: "ort-cpu".into(),
             filter: Filter::default(),

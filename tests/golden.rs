@@ -11,7 +11,7 @@ use qonnx::calibrate::threshold::Calibrator;
 use qonnx::interpret::Program;
 use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType};
 use qonnx::onnx::{External, emit, import, text};
-use qonnx::quantize::candidate::{Filter, watched};
+use qonnx::quantize::candidate::{Candidates, Filter, watched};
 use qonnx::quantize::{Plan, Target, insert, placement, plan};
 use qonnx::report::Quantized;
 use qonnx::{onnx, passes};
@@ -70,7 +70,8 @@ fn quantize(model: &mut Model) -> String {
         program.run_as_far_as_possible(&inputs(graph, seed), &mut watch).unwrap();
     }
     let choices = plan::choices(&seen, Calibrator::MinMax);
-    let placed = placement::place(graph, &target, &Filter::default(), &seen, &plan::noise(&seen, &choices));
+    let candidates = Candidates::of(graph, &target, &Filter::default(), &seen);
+    let placed = placement::place(graph, &target, candidates, &seen, &plan::noise(&seen, &choices));
     let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, &target).unwrap();
     let facts = Quantized::plan(graph, &plan, None);
     insert::insert(graph, &plan);

@@ -15,6 +15,7 @@ const ROOMS: [&str; 15] = [
     "calibrate",
     "compare",
     "quantize",
+    "tune",
     "options",
     "report",
     "compile",

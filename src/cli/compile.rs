@@ -11,7 +11,7 @@ use clap::Args;
 use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
-use crate::options::{Mode, Options};
+use crate::options::{Effort, Mode, Options};
 use crate::quantize::candidate::Filter;
 
 /// Quantize a model. Without --calib only the weights are quantized; with it, activations too.
@@ -31,6 +31,9 @@ pub struct Compile {
     /// tensor the one with the least error.
     #[arg(long, default_value = "auto")]
     calibrator: Calibrator,
+    /// How much time to spend on accuracy: fast (calibrated ranges only), balanced or best.
+    #[arg(long, value_enum, default_value = "balanced")]
+    effort: Effort,
     /// Use the first N samples; 100 are enough.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
@@ -103,6 +106,7 @@ impl Compile {
             calib: self.calib.clone(),
             recipe,
             calibrator: self.calibrator,
+            effort: self.effort,
             samples: self.samples.map(|n| n as usize),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
@@ -114,6 +118,7 @@ impl Compile {
     /// The options that decide the result, without paths.
     fn command(&self) -> String {
         let mut words = vec![format!("--calibrator {}", self.calibrator)];
+        words.extend((self.effort != Effort::default()).then(|| format!("--effort {:?}", self.effort).to_lowercase()));
         words.extend(self.samples.map(|n| format!("--samples {n}")));
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));
         if !self.only_ops.is_empty() {

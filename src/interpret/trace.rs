@@ -26,44 +26,58 @@ impl Program {
         trace.values.get(*self.slots.get(&id)?)?.as_ref()
     }
 
-    /// The outputs of the run; `None` where one was not computed.
-    pub fn traced_outputs<'a>(&self, trace: &'a Trace) -> Vec<Option<&'a Array>> {
-        self.outputs.iter().map(|&slot| trace.values[slot].as_ref()).collect()
-    }
-
-    /// The outputs if these values had been others. Constants can be changed like any value.
-    pub fn replay(&self, trace: &Trace, changes: &[(ValueId, Array)]) -> Result<Vec<Option<Array>>, Error> {
+    /// What `wanted` would be if these values had been others; `None` where a value was not computed. Constants can be
+    /// changed like any value.
+    pub fn replay(
+        &self,
+        trace: &Trace,
+        changes: &[(ValueId, Array)],
+        wanted: &[ValueId],
+    ) -> Result<Vec<Option<Array>>, Error> {
+        let slot = |id: &ValueId| {
+            self.slots.get(id).copied().ok_or_else(|| Fault::new("no such value").at("replay"))
+        };
         let mut values = trace.values.clone();
-        let mut dirty = vec![false; values.len()];
-        let mut fixed = vec![false; values.len()];
+        let mut role = vec![Role::Kept; values.len()];
+        let wanted: Vec<usize> = wanted.iter().map(slot).collect::<Result<_, _>>()?;
         for (id, array) in changes {
-            let slot = *self.slots.get(id).ok_or_else(|| Fault::new("no such value").at("replay"))?;
-            values[slot] = Some(array.clone());
-            (dirty[slot], fixed[slot]) = (true, true);
+            let slot = slot(id)?;
+            (values[slot], role[slot]) = (Some(array.clone()), Role::Given);
         }
         for step in &self.steps {
+            let changed = |s: &usize| role[*s] != Role::Kept;
             let outer = match &step.action {
-                Action::Control { outer, .. } => outer.values().any(|&s| dirty[s]),
+                Action::Control { outer, .. } => outer.values().any(changed),
                 _ => false,
             };
-            if !outer && !step.inputs.iter().flatten().any(|&s| dirty[s]) {
+            if !outer && !step.inputs.iter().flatten().any(changed) {
                 continue;
             }
-            let kept: Vec<_> = step
-                .outputs
-                .iter()
-                .flatten()
-                .filter(|o| fixed[o.0])
-                .map(|o| (o.0, values[o.0].clone()))
-                .collect();
+            let outputs = || step.outputs.iter().flatten().map(|o| o.0);
+            let given: Vec<_> =
+                outputs().filter(|&s| role[s] == Role::Given).map(|s| (s, values[s].clone())).collect();
             step.run(&mut values)?;
-            step.outputs.iter().flatten().for_each(|o| dirty[o.0] = true);
-            kept.into_iter().for_each(|(slot, value)| values[slot] = value);
-            // Values of the first run are shared with the trace; those of the replay are freed when they are dead.
-            step.last_reads.iter().filter(|&&s| dirty[s]).for_each(|&s| values[s] = None);
+            outputs().filter(|&s| values[s].is_some()).for_each(|s| role[s] = Role::Computed);
+            for (slot, array) in given {
+                (values[slot], role[slot]) = (array, Role::Given);
+            }
+            // What was kept is shared with the trace; what was computed anew is freed when it is dead.
+            let dead = |s: &&usize| role[**s] == Role::Computed && !wanted.contains(s);
+            step.last_reads.iter().filter(dead).for_each(|&s| values[s] = None);
         }
-        Ok(self.outputs.iter().map(|&slot| values[slot].clone()).collect())
+        Ok(wanted.iter().map(|&slot| values[slot].clone()).collect())
     }
+}
+
+/// Where a value of a replay comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The first run.
+    Kept,
+    /// A change that was asked for.
+    Given,
+    /// Computed anew.
+    Computed,
 }
 
 #[cfg(test)]
@@ -87,7 +101,7 @@ mod tests {
         let id = |name| graph.find(name).unwrap();
         assert_eq!(program.traced(&trace, id("s")), Some(&v([0.0, 4.0, 9.0])));
         let same = Some(v([-10.0, -10.0, -10.0]));
-        let outputs = |changes: &[_]| program.replay(&trace, changes).unwrap();
+        let outputs = |changes: &[_]| program.replay(&trace, changes, &graph.outputs).unwrap();
         assert_eq!(outputs(&[]), [Some(v([10.0, 14.0, 19.0])), same.clone()]);
         assert_eq!(outputs(&[(id("r"), v([1.0, 1.0, 1.0]))]), [Some(v([11.0, 12.0, 13.0])), same.clone()]);
         // A changed constant, and a change that an upstream change must not undo.

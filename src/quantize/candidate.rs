@@ -1,5 +1,7 @@
 //! Which nodes could become integer, by the contract of the target, and why the others cannot.
 
+use std::collections::BTreeMap;
+
 use super::Target;
 use crate::calibrate::histogram::HUGE;
 use crate::calibrate::observer::Observers;
@@ -98,8 +100,31 @@ pub fn watched(graph: &Graph) -> Vec<ValueId> {
     values.into_iter().collect()
 }
 
+/// Every node of the main graph: a candidate, or the reason why it stays float.
+#[derive(Debug, Clone, Default)]
+pub struct Candidates {
+    /// What could become integer.
+    pub integer: BTreeMap<NodeId, Candidate>,
+    /// What cannot, and why.
+    pub float: BTreeMap<NodeId, String>,
+}
+
+impl Candidates {
+    /// Looks at every node.
+    pub fn of(graph: &Graph, target: &Target, filter: &Filter, seen: &Observers<ValueId>) -> Self {
+        let mut found = Self::default();
+        for id in graph.nodes() {
+            match candidate(graph, id, target, filter, seen) {
+                Ok(candidate) => drop(found.integer.insert(id, candidate)),
+                Err(reason) => drop(found.float.insert(id, reason)),
+            }
+        }
+        found
+    }
+}
+
 /// The node as a candidate, or the reason why it stays float.
-pub fn candidate(
+fn candidate(
     graph: &Graph,
     id: NodeId,
     target: &Target,

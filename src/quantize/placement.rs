@@ -6,16 +6,16 @@
 //! vertex per node and two per value, so the least cut is the least cost (Greig, Porteous and Seheult 1989). Islands of
 //! integer operators that would not pay for their boundaries stay float by themselves.
 //!
-//! Accuracy is a cost too: a value that is quantized adds noise, in proportion to the signal `10^(-SQNR/10)`. It is
-//! charged in the currency of the network, as that share of the whole model's float time. An operator whose output is
-//! hard to represent in 8 bits must therefore save much time to become integer.
+//! Accuracy is a cost too: a value that is quantized adds noise, in proportion to the signal `10^(-SQNR/10)`, and so does
+//! a weight. It is charged in the currency of the network, as a multiple of that share of the whole model's float time.
+//! An operator whose output is hard to represent in 8 bits must therefore save much time to become integer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::candidate::{Candidate, Filter, candidate, elements};
+use super::candidate::{Candidate, Candidates, elements};
 use super::target::Target;
 use crate::calibrate::observer::Observers;
-use crate::ir::{Graph, NodeId, Port, Rule, ValueId, schedule};
+use crate::ir::{Graph, NodeId, Port, Rule, ValueId};
 
 /// The outcome for every node.
 #[derive(Debug, Clone, Default)]
@@ -26,26 +26,25 @@ pub struct Placement {
     pub float: BTreeMap<NodeId, String>,
 }
 
+/// What quantization is known to do to the outputs: noise over signal, `10^(-SQNR/10)`.
+#[derive(Debug, Clone, Default)]
+pub struct Noise {
+    /// If this value alone is quantized.
+    pub values: BTreeMap<ValueId, f64>,
+    /// If the weight of this node alone is quantized.
+    pub weights: BTreeMap<NodeId, f64>,
+}
+
 /// Labels every node of the main graph.
 pub fn place(
     graph: &Graph,
     target: &Target,
-    filter: &Filter,
+    candidates: Candidates,
     seen: &Observers<ValueId>,
-    noise: &BTreeMap<ValueId, f64>,
+    noise: &Noise,
 ) -> Placement {
-    let mut candidates = BTreeMap::new();
-    let mut placement = Placement::default();
-    for id in schedule(graph).unwrap_or_default() {
-        match candidate(graph, id, target, filter, seen) {
-            Ok(found) => {
-                candidates.insert(id, found);
-            }
-            Err(reason) => {
-                placement.float.insert(id, reason);
-            }
-        }
-    }
+    let Candidates { integer: mut candidates, float } = candidates;
+    let mut placement = Placement { float, ..Placement::default() };
     loop {
         let integer = cheapest(graph, target, &candidates, seen, noise);
         // Which clamp stands behind which operator depends on the labels; one that lost its operator is float.
@@ -85,7 +84,7 @@ fn cheapest(
     target: &Target,
     candidates: &BTreeMap<NodeId, Candidate>,
     seen: &Observers<ValueId>,
-    noise: &BTreeMap<ValueId, f64>,
+    noise: &Noise,
 ) -> BTreeSet<NodeId> {
     const INTEGER: usize = 0; // source side
     const FLOAT: usize = 1; // sink side
@@ -97,7 +96,8 @@ fn cheapest(
     for (id, c) in candidates {
         // Ties go to integer: less memory traffic, and one more operator that is counted as quantized.
         network.edge(INTEGER, vertex[id], c.float_cost * 1.0001);
-        network.edge(vertex[id], FLOAT, c.integer_cost);
+        let lost = whole * target.noise_weight * noise.weights.get(id).copied().unwrap_or(0.0);
+        network.edge(vertex[id], FLOAT, c.integer_cost + lost);
         if matches!(c.rule, Rule::Clamp { .. })
             && let Some(producer) = clamped(graph, c, candidates)
         {
@@ -120,7 +120,7 @@ fn cheapest(
             .any(|c| matches!(c.rule, Rule::Clamp { .. }) && c.activations.first() == Some(&value));
         if !made_by.is_some_and(|c| c.rule == Rule::SameScale) && !before_clamp {
             let quantized = network.vertex();
-            let penalty = whole * target.noise_weight * noise.get(&value).copied().unwrap_or(0.0);
+            let penalty = whole * target.noise_weight * noise.values.get(&value).copied().unwrap_or(0.0);
             network.edge(quantized, FLOAT, penalty);
             network.edge(entry, quantized, f64::INFINITY);
             if !free_exit {

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use super::placement::{Placement, clamped};
+use super::candidate::Candidate;
+use super::placement::{Noise, Placement, clamped};
 use super::target::Target;
 use super::weights::{self, Constant};
 use crate::calibrate::histogram::Histogram;
@@ -40,13 +41,13 @@ pub fn choices(seen: &Observers<ValueId>, calibrator: Calibrator) -> BTreeMap<Va
     observers.par_iter().map(choose).collect::<Vec<_>>().into_iter().collect()
 }
 
-/// Noise over signal of each value, `10^(-SQNR/10)`.
-pub fn noise(seen: &Observers<ValueId>, choices: &BTreeMap<ValueId, Choice>) -> BTreeMap<ValueId, f64> {
+/// Noise over signal of each value by itself, `10^(-SQNR/10)`: a guess at what it does to the outputs.
+pub fn noise(seen: &Observers<ValueId>, choices: &BTreeMap<ValueId, Choice>) -> Noise {
     let ratio = |(id, c): (&ValueId, &Choice)| {
         let db = seen.get(*id).map_or(f64::INFINITY, |o| sqnr_db(&o.histogram, c.mse));
         (*id, libm::pow(10.0, -db / 10.0))
     };
-    choices.iter().map(ratio).collect()
+    Noise { values: choices.iter().map(ratio).collect(), ..Noise::default() }
 }
 
 /// Everything that `insert` writes into the graph.
@@ -189,7 +190,7 @@ fn solve_groups(
         for observer in sources.iter().filter_map(|&v| seen.get(v)) {
             histogram.merge(&observer.histogram);
         }
-        let fixed = sources.iter().find_map(|&v| fixed_range(graph, placement, v));
+        let fixed = sources.iter().find_map(|&v| fixed_range(graph, &placement.integer, v));
         let seen = histogram.extremes().unwrap_or((0.0, 0.0));
         let (params, why, sqnr) = match fixed {
             Some(params) => {
@@ -212,9 +213,13 @@ fn solve_groups(
 }
 
 /// The parameters that the integer kernel of the value's producer dictates.
-fn fixed_range(graph: &Graph, placement: &Placement, value: ValueId) -> Option<QuantParams> {
+pub fn fixed_range(
+    graph: &Graph,
+    integer: &BTreeMap<NodeId, Candidate>,
+    value: ValueId,
+) -> Option<QuantParams> {
     let (producer, _) = graph.producer(value)?;
-    match placement.integer.get(&producer)?.rule {
+    match integer.get(&producer)?.rule {
         Rule::FixedRange { low, scale } => {
             let zero_point = (-low / scale).round_ties_even() as i32;
             Some(QuantParams { scale, zero_point, dtype: DType::U8 })

@@ -29,6 +29,24 @@ pub struct Constant {
     pub axis: Option<usize>,
 }
 
+impl Constant {
+    /// The real numbers that the integers stand for.
+    pub fn dequantized(&self) -> Result<Array, Fault> {
+        let shape = self.elements.shape();
+        let inner: usize = self.axis.map_or(1, |a| shape[a + 1..].iter().product());
+        let mut real: Vec<f32> = self.elements.to_f32()?.iter().map(|q| q - self.zero_point as f32).collect();
+        let scales = self.scales.iter().cycle();
+        real.chunks_mut(inner.max(1)).zip(scales).for_each(|(row, s)| row.iter_mut().for_each(|x| *x *= s));
+        Array::new(shape, real)
+    }
+}
+
+/// The axis of a weight that scales run along, given the one that counts output channels: kernels take scales by channel
+/// for matrices, and for weights whose first axis counts channels.
+pub fn scale_axis(weight: &Array, channel_axis: Option<usize>) -> Option<usize> {
+    channel_axis.filter(|_| weight.rank() >= 2).filter(|&a| a == 0 || weight.rank() == 2)
+}
+
 /// The largest share of the int32 range that a bias may take, leaving room for the sum of products.
 const BIAS_LIMIT: f64 = (i32::MAX / 2) as f64;
 
@@ -48,7 +66,7 @@ pub fn solve(
             let array = tensor.array()?;
             let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
             let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
-            let axis = channel_axis.filter(|_| array.rank() >= 2).filter(|&a| a == 0 || array.rank() == 2);
+            let axis = scale_axis(&array, channel_axis);
             let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
             let quantized = weight_of(&array, axis, input.params.scale, &offsets, target.saturating_pairs)?;
             if let Some((slot, _)) = bias {
