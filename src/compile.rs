@@ -16,7 +16,8 @@ use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
 use crate::quantize::{Plan, Target, insert, placement, plan, weight_only};
 use crate::report::{Quantized, Report};
-use crate::tune::sensitivity;
+use crate::tune::reconstruct::reconstruct;
+use crate::tune::{self, sensitivity};
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
 pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
@@ -111,8 +112,15 @@ fn quantize_static(
     let placement = placement::place(graph, target, candidates, seen, &noise);
     let plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
         .map_err(|f| f.at("solving scales and zero points"))?;
-    let quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
+    let mut quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
+    let reference = graph.clone();
     insert::insert(graph, &plan);
+    if options.effort != Effort::Fast {
+        quantized.steps.push(tune::attempt("rounding", &reference, graph, samples, |graph| {
+            let progress = |done, total| watch("rounding", done, total);
+            reconstruct(&reference, graph, samples, target.saturating_pairs, &progress).map(drop)
+        })?);
+    }
     Ok(quantized)
 }
 

@@ -7,6 +7,7 @@
 mod build;
 mod control;
 mod integer;
+pub mod lockstep;
 pub mod trace;
 
 use std::collections::HashMap;

@@ -75,6 +75,8 @@ pub struct Quantized {
     pub float: Vec<(String, String)>,
     /// Quantized activations.
     pub activations: Vec<Activation>,
+    /// What tuning did, in order.
+    pub steps: Vec<crate::tune::Step>,
     /// Why a part of the graph could not be calibrated.
     pub problem: Option<String>,
 }
@@ -119,6 +121,7 @@ impl Quantized {
                     group: graph.name(a.group).into(),
                 })
                 .collect(),
+            steps: Vec::new(),
             problem: problem.map(ToString::to_string),
         }
     }

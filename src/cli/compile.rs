@@ -90,6 +90,13 @@ impl Compile {
         if self.verbose {
             report.applied.iter().for_each(|(pass, node)| eprintln!("pass      {pass}: {node}"));
             report.refused.iter().for_each(|(pass, node, why)| eprintln!("refused   {pass}: {node}: {why}"));
+            for s in &report.quantized.steps {
+                let (kept, t) = (if s.kept { "kept" } else { "taken back" }, s.seconds);
+                eprintln!(
+                    "step      {}: {:.1} dB -> {:.1} dB, {kept}, {t:.1} s",
+                    s.name, s.before_db, s.after_db
+                );
+            }
             report.quantized.float.iter().for_each(|(node, why)| eprintln!("float     {node}: {why}"));
         }
         eprint!("{}", report.summary());
@@ -118,7 +125,9 @@ impl Compile {
     /// The options that decide the result, without paths.
     fn command(&self) -> String {
         let mut words = vec![format!("--calibrator {}", self.calibrator)];
-        words.extend((self.effort != Effort::default()).then(|| format!("--effort {:?}", self.effort).to_lowercase()));
+        words.extend(
+            (self.effort != Effort::default()).then(|| format!("--effort {:?}", self.effort).to_lowercase()),
+        );
         words.extend(self.samples.map(|n| format!("--samples {n}")));
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));
         if !self.only_ops.is_empty() {

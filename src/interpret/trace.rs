@@ -21,6 +21,20 @@ impl Program {
         Ok(Trace { values })
     }
 
+    /// Some values of a run; `None` where one was not computed.
+    pub fn values(&self, inputs: &[Array], wanted: &[ValueId]) -> Result<Vec<Option<Array>>, Error> {
+        let mut found = vec![None; wanted.len()];
+        let (outputs, _) = self.run_as_far_as_possible(inputs, &mut |id, array| {
+            wanted
+                .iter()
+                .zip(&mut found)
+                .filter(|(w, _)| **w == id)
+                .for_each(|(_, f)| *f = Some(array.clone()));
+        })?;
+        drop(outputs);
+        Ok(found)
+    }
+
     /// A value of the run; `None` if it was not computed.
     pub fn traced<'a>(&self, trace: &'a Trace, id: ValueId) -> Option<&'a Array> {
         trace.values.get(*self.slots.get(&id)?)?.as_ref()

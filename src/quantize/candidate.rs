@@ -260,11 +260,24 @@ fn contract(graph: &Graph, node: &Node, id: NodeId, rule: &Rule) -> Result<(), S
     }
 }
 
+/// Under which name the target's table has the cost of a node.
 fn cost_name<'a>(graph: &Graph, node: &'a Node, id: NodeId) -> &'a str {
-    let depthwise = node.op_as::<Conv>().is_some_and(|conv| {
-        graph.constant_input(id, 1).is_some_and(|w| conv.group > 1 && w.shape().get(1) == Some(&1))
-    });
-    if depthwise { "DepthwiseConv" } else { &node.op_type }
+    let constant = |slot| graph.constant_input(id, slot);
+    let depthwise = |conv: &Conv| conv.group > 1 && constant(1).is_some_and(|w| w.shape().get(1) == Some(&1));
+    match node.op_type.as_str() {
+        "Conv" if node.op_as::<Conv>().is_some_and(depthwise) => "DepthwiseConv",
+        "MatMul" if constant(0).is_none() && constant(1).is_none() => "ComputedMatMul",
+        "MaxPool" if follows_conv(graph, id) => "NhwcMaxPool",
+        op_type => op_type,
+    }
+}
+
+/// Does the node read what a Conv writes, be it through a clamp?
+fn follows_conv(graph: &Graph, id: NodeId) -> bool {
+    let before = |id| graph.producer(graph.input(id, 0)?).map(|p| p.0);
+    let clamp = |id: NodeId| ["Relu", "Clip"].iter().any(|op| graph.node(id).is(op));
+    let producer = before(id).and_then(|p| if clamp(p) { before(p) } else { Some(p) });
+    producer.is_some_and(|p| graph.node(p).is("Conv"))
 }
 
 /// Mean number of elements of a value over the samples.

@@ -77,7 +77,8 @@ impl Plan {
         let absorbed = absorbed(graph, &mut placement);
         let quantized = quantized_values(graph, &placement, &absorbed);
         let groups = Groups::of(graph, &placement, &quantized);
-        let activations = solve_groups(graph, &placement, &groups, seen, choices, calibrator);
+        let mut activations = solve_groups(graph, &placement, &groups, seen, choices, calibrator);
+        keep_apart(graph, &placement, &mut activations);
         let mut plan = Self { placement, activations, constants: BTreeMap::new(), absorbed };
         plan.constants = weights::solve(graph, &plan, target)?;
         Ok(plan)
@@ -210,6 +211,22 @@ fn solve_groups(
         }
     }
     solved
+}
+
+/// A float operator that only moves values would be run on integers if both sides had the same parameters: ONNX Runtime
+/// then takes it for one. Where the placement has decided against its integer kernel, the scales must differ.
+fn keep_apart(graph: &Graph, placement: &Placement, activations: &mut BTreeMap<ValueId, Activation>) {
+    for &id in placement.float.keys().filter(|&&id| graph.node(id).is("MaxPool")) {
+        let (Some(input), Some(output)) = (graph.input(id, 0), graph.output(id, 0)) else { continue };
+        let (Some(before), Some(after)) = (activations.get(&input), activations.get(&output)) else {
+            continue;
+        };
+        if before.params == after.params {
+            let (scale, group) = (after.params.scale.next_up(), after.group);
+            let shared = activations.values_mut().filter(|a| a.group == group);
+            shared.for_each(|a| a.params.scale = scale);
+        }
+    }
 }
 
 /// The parameters that the integer kernel of the value's producer dictates.

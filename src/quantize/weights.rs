@@ -4,7 +4,7 @@
 //! `int32` at scale `x_scale · w_scale`, which is what the kernels accumulate in; where that scale is too fine for the
 //! bias to fit, the weight's scale is raised for the channel.
 
-mod pairs;
+pub mod pairs;
 
 use std::collections::BTreeMap;
 

@@ -10,7 +10,16 @@ use crate::ir::{Array, Graph, ValueId};
 
 /// Operators that pass on what they read, whole or in part, in another order or shape.
 const PASSING: &[&str] = &[
-    "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
 ];
 
 /// The values by which the outputs are judged: each output, or what was joined to make it.
@@ -18,7 +27,11 @@ pub fn judged(graph: &Graph) -> Vec<ValueId> {
     let mut parts = BTreeSet::new();
     for &output in &graph.outputs {
         let joined = joined(graph, output);
-        if joined.is_empty() { parts.insert(output) } else { joined.into_iter().all(|v| parts.insert(v)) };
+        if joined.is_empty() {
+            parts.insert(output)
+        } else {
+            joined.into_iter().all(|v| parts.insert(v))
+        };
     }
     parts.into_iter().collect()
 }
@@ -66,11 +79,18 @@ impl Distance {
             _ => None,
         };
         let square = |x: f32| f64::from(x) * f64::from(x);
-        for (i, &x) in wanted.as_slice().unwrap_or_default().iter().enumerate().filter(|(_, x)| x.is_finite()) {
+        for (i, &x) in wanted.as_slice().unwrap_or_default().iter().enumerate().filter(|(_, x)| x.is_finite())
+        {
             let missed = found.map_or(x, |f| x - f[i]);
             self.noise += square(if missed.is_finite() { missed } else { f32::MAX });
             self.signal += square(x);
         }
+    }
+
+    /// Takes in all that `other` did.
+    pub fn merge(&mut self, other: &Self) {
+        self.noise += other.noise;
+        self.signal += other.signal;
     }
 
     /// Noise over signal; `None` if there was no signal.

@@ -45,6 +45,9 @@ pub struct Subject<'a> {
     pub target: &'a Target,
 }
 
+/// What is left of a weight's noise when it is rounded for what it computes (see [`super::rounding`]).
+const AFTER_ROUNDING: f64 = 0.25;
+
 /// One thing to try.
 enum Trial {
     /// The value, rounded.
@@ -70,7 +73,7 @@ impl Subject<'_> {
         let mut noise = Noise::default();
         for (trial, ratio) in trials.iter().zip(noises) {
             match trial {
-                Trial::Weight(node, ..) => drop(noise.weights.insert(*node, ratio)),
+                Trial::Weight(node, ..) => drop(noise.weights.insert(*node, ratio * AFTER_ROUNDING)),
                 Trial::Value(id, _, choice) => {
                     let known = noise.values.get(id).copied();
                     if known.is_none_or(|known| ratio < known * WORTHWHILE) {
@@ -114,7 +117,8 @@ impl Subject<'_> {
     fn ranges(&self, id: ValueId, first: Choice) -> Vec<Choice> {
         let mut ranges = vec![first];
         if let (Calibrator::Auto, Some(observer)) = (self.calibrator, self.seen.get(id)) {
-            for method in [Calibrator::MinMax, Calibrator::Percentile(99.999), Calibrator::Percentile(99.99)] {
+            for method in [Calibrator::MinMax, Calibrator::Percentile(99.999), Calibrator::Percentile(99.99)]
+            {
                 let other = method.choose(&observer.histogram, Grid::asymmetric(256));
                 if !ranges.iter().any(|r| alike(r, &other)) {
                     ranges.push(other);
@@ -133,8 +137,7 @@ impl Subject<'_> {
             let range = choices.get(c.activations.first()?)?.range;
             let scale = QuantParams::asymmetric(range.lo, range.hi, DType::U8).scale;
             let axis = weights::scale_axis(&array, channel_axis);
-            let constant =
-                weights::weight_of(&array, axis, scale, &[], self.target.saturating_pairs).ok()?;
+            let constant = weights::weight_of(&array, axis, scale, &[], self.target.saturating_pairs).ok()?;
             Some(Trial::Weight(id, value, constant.dequantized().ok()?))
         };
         self.candidates.iter().filter_map(trial).collect()

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::nearest;
 
 /// The largest sum of two neighbours of one sign: `255 · 128 ≤ 32767`.
-const LIMIT: i32 = 128;
+pub const LIMIT: i32 = 128;
 
 /// Scales tried for a channel with offenders, as multiples of the usual one, in sixteenths.
 const SIXTEENTHS: std::ops::RangeInclusive<u16> = 16..=32;
@@ -68,6 +68,31 @@ pub fn saturating_channels(shape: &[usize], by_row: bool, quantized: &[i8]) -> (
         }
     };
     ((0..channels).filter(|&c| neighbours.offends(&channel(c))).count(), channels)
+}
+
+/// For each weight of an output channel, those whose sum with it some kernel forms; nothing where none does.
+pub fn partners(shape: &[usize], axis: Option<usize>) -> Vec<Vec<u32>> {
+    let count: usize = shape.iter().product();
+    let (depth, window) = match axis {
+        Some(0) => (count / shape[0].max(1), shape[2..].iter().product::<usize>().max(1)),
+        _ => (count / shape.last().copied().unwrap_or(1).max(1), 1),
+    };
+    let neighbours = Neighbours { depth, window };
+    if neighbours.harmless() {
+        return Vec::new();
+    }
+    let mut partners = vec![Vec::new(); depth];
+    let mut join = |a: usize, b: usize| {
+        let list: &mut Vec<u32> = &mut partners[a];
+        if !list.contains(&(b as u32)) {
+            list.push(b as u32);
+        }
+    };
+    neighbours.for_each(|a, b| {
+        join(a, b);
+        join(b, a);
+    });
+    partners
 }
 
 /// The orders in which kernels pair the weights of a channel: as stored, or with the input channel innermost, paired

@@ -1,0 +1,425 @@
+//! Layer by layer, weights are rounded anew so that the quantized graph computes what the float graph does.
+//!
+//! All samples run through the quantized graph side by side. At each layer the inputs that it really gets, rounding
+//! noise of all layers before it included, stand beside the outputs that the float graph has there; the integers and the
+//! bias that fit them best take the place of the nearest ones. What is kept must be better on samples that took no part
+//! in the choice.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::layer::{Bias, Layer};
+use super::rounding::{Grid, Moments};
+use crate::calibrate::read::Samples;
+use crate::error::{Error, Fault};
+use crate::interpret::lockstep::Lockstep;
+use crate::interpret::{Program, node_label};
+use crate::ir::{Array, Graph, NodeId, Tensor, ValueId};
+use crate::kernels::gemm::{Mat, MatMut, Size, gemm};
+use crate::quantize::weights::pairs;
+
+/// At most this many samples are run side by side.
+const RUNS: usize = 48;
+/// Rows of a layer's problem: as many as this times its weights by channel, within limits.
+const ROWS_A_WEIGHT: usize = 3;
+const ROWS: std::ops::RangeInclusive<usize> = 512..=4096;
+/// A layer with more weights by channel is left as it is: its problem would take too long.
+const DEEPEST: usize = 4608;
+/// Bytes of target rows that are kept at a time.
+const TARGETS: usize = 256 << 20;
+/// The power that holds weights to where they started, as a share of the mean power of an input.
+const RIDGE: f32 = 0.01;
+/// One sample in so many takes no part in the choice and judges it.
+const HELD_OUT: usize = 5;
+/// Rounds of descent: saturated outputs choose their targets anew in each.
+const ROUNDS: usize = 3;
+
+/// What became of one layer.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Gain {
+    /// The node.
+    pub node: String,
+    /// Noise over signal of its output on the judging samples, with the nearest integers.
+    pub before: f64,
+    /// The same with the new ones; equal to `before` if those were not better.
+    pub after: f64,
+}
+
+/// What a layer's outputs should be, at some places of one run.
+struct Target {
+    places: Vec<usize>,
+    rows: Vec<f32>,
+}
+
+/// Rounds the weights of `quantized` anew. `reference` is the graph that it was made from, with the same node ids;
+/// `saturating_pairs` as in [`crate::quantize::Target`].
+pub fn reconstruct(
+    reference: &Graph,
+    quantized: &mut Graph,
+    samples: &Samples,
+    saturating_pairs: bool,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Vec<Gain>, Error> {
+    let count = samples.len().min(RUNS);
+    let inputs =
+        (0..count).map(|i| samples.load(i * samples.len() / count)).collect::<Result<Vec<_>, _>>()?;
+    let (float, program) = (Program::new(reference)?, Program::new(quantized)?);
+    let mut lockstep = Lockstep::new(&program, &inputs)?;
+    let same = |l: &Layer| reference.has_node(l.node) && l.depth <= DEEPEST;
+    let layers: Vec<Layer> =
+        lockstep.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
+    let mut gains = Vec::new();
+    let mut solved: Vec<(ValueId, Array)> = Vec::new();
+    for part in parts(&layers) {
+        let targets = targets(reference, &float, &inputs, part)?;
+        for layer in part {
+            progress(gains.len() + 1, layers.len());
+            let Some(targets) = targets.get(&layer.node) else { continue };
+            lockstep.advance_to(layer.input)?;
+            let solver = Solver { graph: quantized, layer, lockstep: &lockstep, targets, saturating_pairs };
+            let (gain, constants) =
+                solver.solve().map_err(|e| e.within(node_label(quantized, layer.node)))?;
+            gains.push(gain);
+            for (constant, real, array) in constants {
+                lockstep.replace(real.0, &real.1);
+                solved.push((constant, array));
+            }
+        }
+    }
+    for (constant, array) in solved {
+        quantized.set_constant(constant, Tensor::from_array(&array));
+    }
+    Ok(gains)
+}
+
+fn rows(layer: &Layer) -> usize {
+    (layer.depth * ROWS_A_WEIGHT).clamp(*ROWS.start(), *ROWS.end())
+}
+
+/// The layers in stretches whose targets fit in memory.
+fn parts(layers: &[Layer]) -> Vec<&[Layer]> {
+    let (mut parts, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (i, layer) in layers.iter().enumerate() {
+        let own = rows(layer) * layer.channels * 4;
+        if bytes + own > TARGETS && i > start {
+            parts.push(&layers[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += own;
+    }
+    parts.push(&layers[start..]);
+    parts
+}
+
+/// The outputs of these layers in the float graph, at places spread over all runs.
+fn targets(
+    reference: &Graph,
+    float: &Program,
+    inputs: &[Vec<Array>],
+    layers: &[Layer],
+) -> Result<BTreeMap<NodeId, Vec<Option<Target>>>, Error> {
+    let outputs: BTreeMap<ValueId, (usize, &Layer)> =
+        layers.iter().enumerate().filter_map(|(i, l)| Some((reference.output(l.node, 0)?, (i, l)))).collect();
+    let found: Mutex<BTreeMap<NodeId, Vec<Option<Target>>>> = Mutex::new(BTreeMap::new());
+    let runs = inputs.len().max(1);
+    inputs.par_iter().enumerate().try_for_each(|(run, inputs)| {
+        let mut problem = None;
+        float.run_as_far_as_possible(inputs, &mut |id, array| {
+            let Some((index, layer)) = outputs.get(&id) else { return };
+            let wanted = rows(layer).div_ceil(runs);
+            let places = spread(layer.places(array.shape()), wanted, run * 1000 + index);
+            match layer.outputs(array, &places) {
+                Ok(rows) => {
+                    let Ok(mut found) = found.lock() else { return };
+                    let runs = found.entry(layer.node).or_default();
+                    runs.resize_with(runs.len().max(run + 1), || None);
+                    runs[run] = Some(Target { places, rows });
+                }
+                Err(fault) => problem = Some(fault.at(reference.name(id))),
+            }
+        })?;
+        problem.map_or(Ok(()), Err)
+    })?;
+    found.into_inner().map_err(|_| Fault::new("a thread failed").at("reconstruction"))
+}
+
+/// `wanted` of `count` places, evenly spread with a jitter that depends on `seed`; all of them if there are fewer.
+fn spread(count: usize, wanted: usize, seed: usize) -> Vec<usize> {
+    if wanted >= count {
+        return (0..count).collect();
+    }
+    let jitter = |i: usize| {
+        let mut x = (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            ^ (seed as u64).wrapping_mul(0xD134_2543_DE82_EF95);
+        x = (x ^ (x >> 31)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (x >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let place = |i: usize| ((i as f64 + jitter(i)) * count as f64 / wanted as f64) as usize;
+    (0..wanted).map(|i| place(i).min(count - 1)).collect()
+}
+
+struct Solver<'a> {
+    graph: &'a Graph,
+    layer: &'a Layer,
+    lockstep: &'a Lockstep<'a>,
+    targets: &'a [Option<Target>],
+    saturating_pairs: bool,
+}
+
+/// A constant of the graph, what its dequantized value is in the runs, and its new integers.
+type Solved = (ValueId, (ValueId, Array), Array);
+
+/// Integers by output channel, and biases in real numbers.
+#[derive(Clone, PartialEq)]
+struct Solution {
+    integers: Vec<i32>,
+    bias: Vec<f32>,
+}
+
+impl Solution {
+    /// The weights by output channel.
+    fn weights(&self, grids: &[Grid]) -> Vec<f32> {
+        let depth = self.integers.len() / grids.len().max(1);
+        self.integers.iter().enumerate().map(|(i, &q)| q as f32 * grids[i / depth].scale).collect()
+    }
+
+    /// The same with the bias behind the weights of each channel.
+    fn real(&self, grids: &[Grid], with_bias: bool) -> Vec<f32> {
+        let (weights, depth) = (self.weights(grids), self.integers.len() / grids.len().max(1));
+        let rows = weights.chunks(depth.max(1)).zip(&self.bias);
+        rows.flat_map(|(w, &b)| w.iter().copied().chain(with_bias.then_some(b))).collect()
+    }
+}
+
+/// The solution of one group, with squared errors and signal on the judging samples.
+struct Fitted {
+    solution: Solution,
+    before: f64,
+    after: f64,
+    signal: f64,
+}
+
+/// Rows of inputs and what the outputs of the channels should be for them.
+#[derive(Clone)]
+struct Rows {
+    width: usize,
+    channels: usize,
+    x: Vec<f32>,
+    y: Vec<f32>,
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        self.x.len() / self.width.max(1)
+    }
+
+    /// `Σ x xᵀ`.
+    fn gram(&self) -> Vec<f32> {
+        let mut gram = vec![0.0; self.width * self.width];
+        product(&self.x, self.width, &self.x, self.width, self.len(), &mut gram);
+        gram
+    }
+
+    /// `Σ y x` for each channel, with these targets.
+    fn cross(&self, targets: &[f32]) -> Vec<f32> {
+        let mut cross = vec![0.0; self.channels * self.width];
+        product(targets, self.channels, &self.x, self.width, self.len(), &mut cross);
+        cross
+    }
+
+    /// The outputs with these weights.
+    fn outputs(&self, weights: &[f32]) -> Vec<f32> {
+        const BAND: usize = 256;
+        let mut outputs = vec![0.0; self.len() * self.channels];
+        let bands =
+            outputs.par_chunks_mut(BAND * self.channels.max(1)).zip(self.x.par_chunks(BAND * self.width));
+        bands.for_each(|(out, x)| {
+            let size = Size { m: x.len() / self.width, n: self.channels, k: self.width };
+            let (x, w) = (Mat::rows(x, self.width), Mat::transposed(weights, self.width));
+            gemm(size, 1.0, x, w, 0.0, MatMut::rows(out, self.channels));
+        });
+        outputs
+    }
+
+    /// What the outputs should be, given what they are: the nearest number that saturates as the right one does.
+    fn targets(&self, found: &[f32], (low, high): (f32, f32)) -> Vec<f32> {
+        let target = |(&y, &found): (&f32, &f32)| match y {
+            y if y <= low => found.min(low),
+            y if y >= high => found.max(high),
+            y => y,
+        };
+        self.y.iter().zip(found).map(target).collect()
+    }
+
+    /// Power of the outputs as the quantizer passes them on.
+    fn signal(&self, (low, high): (f32, f32)) -> f64 {
+        self.y.iter().map(|y| f64::from(y.clamp(low, high)).powi(2)).sum()
+    }
+}
+
+impl Solver<'_> {
+    fn solve(&self) -> Result<(Gain, Vec<Solved>), Error> {
+        let at = |f: Fault| f.at("reconstruction");
+        let layer = self.layer;
+        let scales = layer.scales(self.graph).map_err(at)?;
+        let start = self.start().map_err(at)?;
+        let with_bias = !matches!(layer.bias, Bias::Fixed);
+        let (depth, per_group) = (layer.depth, layer.channels / layer.groups);
+        let partners = self.partners();
+        let grid = |&scale: &f32| Grid { scale, limit: 127, partners: &partners, pair_limit: pairs::LIMIT };
+        let grids: Vec<Grid> = scales.iter().map(grid).collect();
+        let taken = |run: usize| self.targets.len() < HELD_OUT || run % HELD_OUT != HELD_OUT - 1;
+        let inputs = self.inputs()?;
+        let solve_group = |group: usize| -> Result<Fitted, Error> {
+            let channels = group * per_group..(group + 1) * per_group;
+            let rows = |choose: &dyn Fn(usize) -> bool| self.rows(&inputs, group, with_bias, choose);
+            let fit = rows(&taken)?;
+            let judge = if self.targets.len() < HELD_OUT { fit.clone() } else { rows(&|run| !taken(run))? };
+            let first = Solution {
+                integers: start.integers[channels.start * depth..channels.end * depth].to_vec(),
+                bias: start.bias[channels.clone()].to_vec(),
+            };
+            let grids = &grids[channels];
+            let mut next = first.clone();
+            let inputs = fit.gram();
+            let ridge =
+                RIDGE * inputs.iter().step_by(fit.width + 1).take(depth).sum::<f32>() / depth.max(1) as f32;
+            for _ in 0..ROUNDS {
+                // Where both saturate at the same end there is nothing to mend: the target is what is there.
+                let targets = fit.targets(&fit.outputs(&next.real(grids, with_bias)), layer.saturation);
+                let mut moments =
+                    Moments { width: fit.width, inputs: inputs.clone(), cross: fit.cross(&targets) };
+                moments.anchor(&first.weights(grids), depth, ridge);
+                let before = next.clone();
+                moments.descend(&mut next.integers, &mut next.bias, grids);
+                if before == next {
+                    break;
+                }
+            }
+            let error = |s: &Solution| {
+                let found = judge.outputs(&s.real(grids, with_bias));
+                let targets = judge.targets(&found, layer.saturation);
+                found.iter().zip(&targets).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum::<f64>()
+            };
+            let (before, after) = (error(&first), error(&next));
+            let (solution, after) = if after < before { (next, after) } else { (first, before) };
+            Ok(Fitted { solution, before, after, signal: judge.signal(layer.saturation) })
+        };
+        let groups: Vec<_> =
+            (0..layer.groups).into_par_iter().map(solve_group).collect::<Result<_, Error>>()?;
+        let sum = |f: fn(&Fitted) -> f64| groups.iter().map(f).sum::<f64>();
+        let signal = sum(|g| g.signal).max(f64::MIN_POSITIVE);
+        let node = node_label(self.graph, layer.node);
+        let gain = Gain { node, before: sum(|g| g.before) / signal, after: sum(|g| g.after) / signal };
+        let solution = Solution {
+            integers: groups.iter().flat_map(|g| g.solution.integers.iter().copied()).collect(),
+            bias: groups.iter().flat_map(|g| g.solution.bias.iter().copied()).collect(),
+        };
+        Ok((gain, self.constants(&start, &solution, &scales).map_err(at)?))
+    }
+
+    /// The integers and the bias of the graph as it is.
+    fn start(&self) -> Result<Solution, Fault> {
+        let constant = |id| self.graph.constant(id).ok_or("a constant is missing")?.array();
+        let stored = constant(self.layer.weight.integers)?;
+        let integers: Vec<i32> = stored.slice::<i8>()?.iter().map(|&q| q.into()).collect();
+        let bias = match self.layer.bias {
+            Bias::Stored(bias) => {
+                let (integers, scales) = (constant(bias.integers)?, constant(bias.scales)?);
+                let scales = scales.slice::<f32>()?.iter().cycle();
+                integers.slice::<i32>()?.iter().zip(scales).map(|(&q, s)| q as f32 * s).collect()
+            }
+            _ => vec![0.0; self.layer.channels],
+        };
+        if bias.len() != self.layer.channels {
+            crate::fail!("{} biases for {} channels", bias.len(), self.layer.channels);
+        }
+        Ok(Solution { integers: self.layer.by_channel(&integers), bias })
+    }
+
+    fn partners(&self) -> Vec<Vec<u32>> {
+        let tensor = self.graph.constant(self.layer.weight.integers).filter(|_| self.saturating_pairs);
+        tensor.map_or(Vec::new(), |t| pairs::partners(t.shape(), Some(self.layer.channel_axis())))
+    }
+
+    /// The layer's input in each run.
+    fn inputs(&self) -> Result<Vec<Option<Array>>, Error> {
+        (0..self.targets.len()).into_par_iter().map(|run| self.lockstep.peek(run, self.layer.input)).collect()
+    }
+
+    /// The rows of the chosen runs.
+    fn rows(
+        &self,
+        inputs: &[Option<Array>],
+        group: usize,
+        with_bias: bool,
+        choose: &dyn Fn(usize) -> bool,
+    ) -> Result<Rows, Error> {
+        let layer = self.layer;
+        let (width, channels) = (layer.depth + usize::from(with_bias), layer.channels / layer.groups);
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for (run, (input, target)) in inputs.iter().zip(self.targets).enumerate() {
+            let (Some(input), Some(target), true) = (input, target, choose(run)) else { continue };
+            let rows = layer.inputs(input, &target.places, group, with_bias);
+            x.extend(rows.map_err(|f| f.at("reconstruction"))?);
+            let own = target.rows.chunks(layer.channels);
+            own.for_each(|row| y.extend_from_slice(&row[group * channels..][..channels]));
+        }
+        Ok(Rows { width, channels, x, y })
+    }
+
+    /// The constants that change, as integers and as the runs see them.
+    fn constants(&self, start: &Solution, found: &Solution, scales: &[f32]) -> Result<Vec<Solved>, Fault> {
+        let layer = self.layer;
+        let mut solved = Vec::new();
+        if found.integers != start.integers {
+            let shape = self.graph.constant(layer.weight.integers).ok_or("the weight is missing")?.shape();
+            let real = |(i, &q): (usize, &i32)| q as f32 * scales[i / layer.depth];
+            let real: Vec<f32> = found.integers.iter().enumerate().map(real).collect();
+            let integers: Vec<i8> = found.integers.iter().map(|&q| q as i8).collect();
+            let real = Array::new(shape, layer.as_stored(&real))?;
+            solved.push((
+                layer.weight.integers,
+                (layer.weight.real, real),
+                Array::new(shape, layer.as_stored(&integers))?,
+            ));
+        }
+        match layer.bias {
+            Bias::Stored(bias) if found.bias != start.bias => {
+                let scales = self.graph.constant(bias.scales).ok_or("the scales are missing")?.array()?;
+                let scales: Vec<f32> =
+                    scales.slice::<f32>()?.iter().copied().cycle().take(layer.channels).collect();
+                let integer = |(&b, s): (&f32, &f32)| {
+                    let q = (f64::from(b) / f64::from(*s)).round_ties_even();
+                    q.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+                };
+                let integers: Vec<i32> = found.bias.iter().zip(&scales).map(integer).collect();
+                let real = integers.iter().zip(&scales).map(|(&q, s)| q as f32 * s).collect::<Vec<f32>>();
+                solved.push((bias.integers, (bias.real, Array::vector(real)), Array::vector(integers)));
+            }
+            Bias::Added(vector) if found.bias != start.bias => {
+                let old = self.graph.constant(vector).ok_or("the bias is missing")?.array()?;
+                let sum: Vec<f32> = old.slice::<f32>()?.iter().zip(&found.bias).map(|(a, b)| a + b).collect();
+                let sum = Array::new(old.shape(), sum)?;
+                solved.push((vector, (vector, sum.clone()), sum));
+            }
+            _ => {}
+        }
+        Ok(solved)
+    }
+}
+
+/// `aᵀ·b` of two matrices with the same number of rows, in bands so that all threads take part.
+fn product(a: &[f32], columns_a: usize, b: &[f32], columns_b: usize, rows: usize, out: &mut [f32]) {
+    const BAND: usize = 64;
+    out.par_chunks_mut((BAND * columns_b).max(1)).enumerate().for_each(|(band, out)| {
+        let first = band * BAND;
+        let size = Size { m: out.len() / columns_b, n: columns_b, k: rows };
+        if rows > 0 {
+            let a = Mat { data: &a[first..], row: 1, col: columns_a };
+            gemm(size, 1.0, a, Mat::rows(b, columns_b), 0.0, MatMut::rows(out, columns_b));
+        }
+    });
+}

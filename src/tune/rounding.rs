@@ -1,0 +1,176 @@
+//! Rounding weights for what they compute, not for what they are.
+//!
+//! With inputs `x` as the quantized graph delivers them and outputs `y` as they should be, the integers of an output
+//! channel should make `Σ (y - ŵ·x)²` small, which is `ŵ·Hŵ - 2 b·ŵ` with `H = Σ x xᵀ` and `b = Σ y x`. Starting from the
+//! nearest integers, each weight in turn moves to the best integer while the others stay, until none moves: coordinate
+//! descent, as in Behdin et al. 2023, QuantEase (<https://arxiv.org/abs/2309.01885>). It never gets worse, needs no
+//! inverse of `H`, and corrects for noise in the inputs as well. A bias is one more input that is always 1 and whose
+//! weight is not rounded.
+
+use rayon::prelude::*;
+
+/// Sweeps over the weights of a channel.
+const SWEEPS: usize = 8;
+
+/// The sums over all rows that the error depends on, for some output channels with the same inputs.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// Inputs of a row; the last one is 1 if there is a bias.
+    pub width: usize,
+    /// `H`, `width × width`.
+    pub inputs: Vec<f32>,
+    /// `b` for each output channel.
+    pub cross: Vec<f32>,
+}
+
+/// The grid of an output channel, and what may lie on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid<'a> {
+    /// Step.
+    pub scale: f32,
+    /// Largest magnitude of an integer.
+    pub limit: i32,
+    /// For each weight, those that may not exceed `pair_limit` together with it; empty: no such limit.
+    pub partners: &'a [Vec<u32>],
+    /// The largest magnitude of the sum of two partners.
+    pub pair_limit: i32,
+}
+
+impl Moments {
+    /// Keeps the solution near the weights it started from, as much as if the inputs had `ridge` more power each.
+    pub fn anchor(&mut self, weights: &[f32], depth: usize, ridge: f32) {
+        for k in 0..depth {
+            self.inputs[k * self.width + k] += ridge;
+        }
+        for (cross, weights) in self.cross.chunks_mut(self.width).zip(weights.chunks(depth)) {
+            cross.iter_mut().zip(weights).for_each(|(b, w)| *b += ridge * w);
+        }
+    }
+
+    /// Mean power of an input.
+    pub fn mean_power(&self, depth: usize) -> f32 {
+        let sum: f64 = (0..depth).map(|k| f64::from(self.inputs[k * self.width + k])).sum();
+        (sum / depth.max(1) as f64) as f32
+    }
+
+    /// The integers of each output channel, from those given, and the biases that go with them.
+    pub fn descend(&self, integers: &mut [i32], bias: &mut [f32], grids: &[Grid]) {
+        let depth = integers.len() / grids.len().max(1);
+        let with_bias = self.width > depth;
+        let channels = integers.par_chunks_mut(depth.max(1)).zip(bias.par_iter_mut()).zip(grids).enumerate();
+        channels.for_each(|(c, ((q, bias), grid))| {
+            let cross = &self.cross[c * self.width..][..self.width];
+            let mut weights: Vec<f32> = q.iter().map(|&q| q as f32 * grid.scale).collect();
+            weights.extend(with_bias.then_some(*bias));
+            // The gradient: Hŵ - b.
+            let row = |k: usize| &self.inputs[k * self.width..][..self.width];
+            let mut gradient: Vec<f32> = cross.iter().map(|b| -b).collect();
+            for (k, &w) in weights.iter().enumerate() {
+                gradient.iter_mut().zip(row(k)).for_each(|(g, h)| *g += w * h);
+            }
+            let moved = |k: usize, by: f32, gradient: &mut [f32]| {
+                gradient.iter_mut().zip(row(k)).for_each(|(g, h)| *g += by * h);
+            };
+            for _ in 0..SWEEPS {
+                let mut changed = false;
+                for k in 0..depth {
+                    let curvature = row(k)[k];
+                    if curvature <= 0.0 {
+                        continue;
+                    }
+                    let best = (weights[k] - gradient[k] / curvature) / grid.scale;
+                    let (low, high) = grid.interval(k, q);
+                    let best = (best.round_ties_even() as i32).clamp(low, high);
+                    if best != q[k] {
+                        let real = best as f32 * grid.scale;
+                        moved(k, real - weights[k], &mut gradient);
+                        (q[k], weights[k], changed) = (best, real, true);
+                    }
+                }
+                if with_bias && row(depth)[depth] > 0.0 {
+                    let step = -gradient[depth] / row(depth)[depth];
+                    moved(depth, step, &mut gradient);
+                    weights[depth] += step;
+                }
+                if !changed {
+                    break;
+                }
+            }
+            if with_bias {
+                *bias = weights[depth];
+            }
+        });
+    }
+}
+
+impl Grid<'_> {
+    /// The integers that weight `k` may take while the others are these.
+    fn interval(&self, k: usize, q: &[i32]) -> (i32, i32) {
+        let (mut low, mut high) = (-self.limit, self.limit);
+        for &partner in self.partners.get(k).into_iter().flatten() {
+            let other = q[partner as usize];
+            low = low.max(-self.pair_limit - other);
+            high = high.min(self.pair_limit - other);
+        }
+        (low.min(q[k]), high.max(q[k]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of correlated inputs; outputs of one channel with these weights and bias.
+    fn problem(weights: &[f32], bias: f32) -> (Moments, Vec<Vec<f32>>, Vec<f32>) {
+        let width = weights.len() + 1;
+        let mut state = 7u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let mut rows = Vec::new();
+        for _ in 0..400 {
+            let common = random();
+            let mut row: Vec<f32> = weights.iter().map(|_| common + 0.3 * random() + 0.4).collect();
+            row.push(1.0);
+            rows.push(row);
+        }
+        let outputs: Vec<f32> =
+            rows.iter().map(|r| bias + r.iter().zip(weights).map(|(x, w)| x * w).sum::<f32>()).collect();
+        let mut moments = Moments { width, inputs: vec![0.0; width * width], cross: vec![0.0; width] };
+        for (row, y) in rows.iter().zip(&outputs) {
+            for i in 0..width {
+                (0..width).for_each(|j| moments.inputs[i * width + j] += row[i] * row[j]);
+                moments.cross[i] += row[i] * y;
+            }
+        }
+        (moments, rows, outputs)
+    }
+
+    #[test]
+    fn descent_beats_the_nearest_integers_and_finds_the_best_of_a_small_problem() {
+        let weights = [0.37, -0.61, 0.22];
+        let (moments, rows, outputs) = problem(&weights, -0.2);
+        let grid = Grid { scale: 0.25, limit: 7, partners: &[], pair_limit: 0 };
+        let nearest: Vec<i32> = weights.iter().map(|w| (w / 0.25f32).round() as i32).collect();
+        let (mut q, mut bias) = (nearest.clone(), [-0.2f32]);
+        moments.descend(&mut q, &mut bias, &[grid]);
+        let error = |q: &[i32], bias: f32| {
+            let mut w: Vec<f32> = q.iter().map(|&q| q as f32 * 0.25).collect();
+            w.push(bias);
+            let found = |row: &[f32]| row.iter().zip(&w).map(|(x, w)| x * w).sum::<f32>();
+            rows.iter().zip(&outputs).map(|(row, y)| (y - found(row)).powi(2)).sum::<f32>()
+        };
+        assert!(error(&q, bias[0]) < 0.5 * error(&nearest, -0.2));
+    }
+
+    #[test]
+    fn partners_never_exceed_their_limit() {
+        let (moments, ..) = problem(&[1.2, 1.1, -0.9, -1.3], 0.0);
+        let partners: Vec<Vec<u32>> = vec![vec![1], vec![0], vec![3], vec![2]];
+        let grid = Grid { scale: 0.01, limit: 127, partners: &partners, pair_limit: 128 };
+        let (mut q, mut bias) = (vec![64, 64, -64, -64], [0.0f32]);
+        moments.descend(&mut q, &mut bias, &[grid]);
+        assert!((q[0] + q[1]).abs() <= 128 && (q[2] + q[3]).abs() <= 128, "{q:?}");
+    }
+}
