@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Fault};
 use crate::ir::integer::Kernel;
-use crate::ir::{Array, Control, Graph, NodeId, Op, ValueId};
+use crate::ir::{Array, Control, Datum, Graph, NodeId, Op, ValueId};
 use integer::Meaning;
 
 /// A graph ready to run.
@@ -24,7 +24,7 @@ pub struct Program {
     /// Where each value of the graph lives.
     slots: HashMap<ValueId, usize>,
     /// The values before a run: constants are there, the others are empty.
-    initial: Vec<Option<Array>>,
+    initial: Vec<Option<Datum>>,
     inputs: Vec<usize>,
     outputs: Vec<usize>,
     /// Values from around the graph, by name, and where they live in it.
@@ -60,6 +60,7 @@ enum Action {
     /// Makes real numbers of integers.
     Read(Meaning),
     Control {
+        op: Arc<dyn Op>,
         control: Control,
         bodies: Vec<(String, Program)>,
         outer: HashMap<String, usize>,
@@ -97,18 +98,26 @@ impl Program {
     /// Runs what can be run: nodes of unknown operators, and what depends on them, are left out, and the second part
     /// names the first of them.
     pub fn run_as_far_as_possible(&self, inputs: &[Array], watch: Watch) -> Result<Outputs, Error> {
-        let mut values = self.initial.clone();
-        self.fill_inputs(&mut values, inputs)?;
-        self.show_inputs(&values, watch)?;
-        let problem = self.execute(&mut values, Some(watch))?;
-        Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
+        self.start(&data(inputs), Some(watch)).map(tensors)
     }
 
     /// The same with nobody watching, which saves making real numbers of integers.
     pub fn run_unwatched(&self, inputs: &[Array]) -> Result<Outputs, Error> {
+        self.start(&data(inputs), None).map(tensors)
+    }
+
+    /// Runs a graph whose inputs and outputs need not be tensors.
+    pub fn run_data(&self, inputs: &[Datum]) -> Result<Vec<Datum>, Error> {
+        whole(self.start(inputs, None)?)
+    }
+
+    fn start(&self, inputs: &[Datum], mut watch: Option<Watch>) -> Result<Outputs<Datum>, Error> {
         let mut values = self.initial.clone();
         self.fill_inputs(&mut values, inputs)?;
-        let problem = self.execute(&mut values, None)?;
+        if let Some(watch) = &mut watch {
+            self.show_inputs(&values, watch)?;
+        }
+        let problem = self.execute(&mut values, watch)?;
         Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
     }
 
@@ -123,7 +132,7 @@ impl Program {
     }
 
     /// Puts the inputs of a run in their slots: all of them, or those without a default.
-    fn fill_inputs(&self, values: &mut [Option<Array>], inputs: &[Array]) -> Result<(), Error> {
+    fn fill_inputs(&self, values: &mut [Option<Datum>], inputs: &[Datum]) -> Result<(), Error> {
         let wanted = self.inputs.iter().filter(|&&slot| self.initial[slot].is_none()).count();
         if inputs.len() != wanted && inputs.len() != self.inputs.len() {
             let message = format!("the graph has {wanted} inputs, {} were given", inputs.len());
@@ -131,17 +140,17 @@ impl Program {
         }
         let open =
             self.inputs.iter().filter(|&&s| inputs.len() == self.inputs.len() || self.initial[s].is_none());
-        for (&slot, array) in open.zip(inputs) {
-            values[slot] = Some(array.clone());
+        for (&slot, value) in open.zip(inputs) {
+            values[slot] = Some(value.clone());
         }
         Ok(())
     }
 
-    fn show_inputs(&self, values: &[Option<Array>], watch: Watch) -> Result<(), Error> {
+    fn show_inputs(&self, values: &[Option<Datum>], watch: Watch) -> Result<(), Error> {
         let mut ids: Vec<_> = self.slots.iter().filter(|(_, slot)| self.inputs.contains(slot)).collect();
         ids.sort();
         for (&id, &slot) in ids {
-            if let Some(array) = &values[slot] {
+            if let Some(Datum::Tensor(array)) = &values[slot] {
                 watch(id, array);
             }
         }
@@ -150,7 +159,7 @@ impl Program {
 
     fn execute(
         &self,
-        values: &mut [Option<Array>],
+        values: &mut [Option<Datum>],
         mut watch: Option<Watch>,
     ) -> Result<Option<Error>, Error> {
         let mut problem = None;
@@ -170,20 +179,37 @@ impl Program {
 }
 
 /// The outputs of a run as far as they were computed, and why some were not.
-pub type Outputs = (Vec<Option<Array>>, Option<Error>);
+pub type Outputs<T = Array> = (Vec<Option<T>>, Option<Error>);
 
 /// All outputs, or the reason why one is missing.
-fn whole((outputs, problem): Outputs) -> Result<Vec<Array>, Error> {
+fn whole<T>((outputs, problem): Outputs<T>) -> Result<Vec<T>, Error> {
     let missing = || problem.clone().unwrap_or_else(|| Fault::new("an output was not computed").at("run"));
     outputs.into_iter().map(|o| o.ok_or_else(missing)).collect()
 }
 
+/// Tensors as values of any kind.
+fn data(inputs: &[Array]) -> Vec<Datum> {
+    inputs.iter().cloned().map(Datum::Tensor).collect()
+}
+
+/// The outputs that are tensors; what else one is counts as a problem.
+fn tensors((outputs, mut problem): Outputs<Datum>) -> Outputs {
+    let mut tensor = |value: Datum| match value.tensor() {
+        Ok(array) => Some(array),
+        Err(fault) => {
+            problem.get_or_insert_with(|| fault.at("output"));
+            None
+        }
+    };
+    (outputs.into_iter().map(|o| o.and_then(&mut tensor)).collect(), problem)
+}
+
 impl Shown {
-    fn to(&self, values: &[Option<Array>], watch: Watch) -> Result<(), Fault> {
+    fn to(&self, values: &[Option<Datum>], watch: Watch) -> Result<(), Fault> {
         match (&values[self.slot], &self.meaning) {
-            (Some(array), None) => watch(self.id, array),
-            (Some(array), Some(meaning)) => watch(self.id, &meaning.reals(array)?),
-            (None, _) => {}
+            (Some(Datum::Tensor(array)), None) => watch(self.id, array),
+            (Some(Datum::Tensor(array)), Some(meaning)) => watch(self.id, &meaning.reals(array)?),
+            _ => {}
         }
         Ok(())
     }
@@ -192,37 +218,39 @@ impl Shown {
 impl Step {
     /// Computes the outputs into their slots. If an operator is not known or an input is not there, they stay empty and
     /// the reason is returned.
-    fn run(&self, values: &mut [Option<Array>]) -> Result<Option<Error>, Error> {
+    fn run(&self, values: &mut [Option<Datum>]) -> Result<Option<Error>, Error> {
         if !self.inputs.iter().flatten().all(|&s| values[s].is_some()) {
             return Ok(Some(Fault::new("an input was not computed").at(&self.place)));
         }
         let inputs = || self.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect::<Vec<_>>();
+        let found = || self.inputs.iter().map(|s| s.and_then(|s| values[s].as_ref()));
+        let array = |value: Option<&Datum>| value.map(|v| v.as_tensor().cloned()).transpose();
         let result = match &self.action {
             Action::Missing(why) => return Ok(Some(Fault::unimplemented(why).at(&self.place))),
             Action::Compute(op) => {
-                let inputs = inputs();
-                op.float(&inputs).map_err(|fault| describe(fault, &inputs).at(&self.place))
+                op.evaluate(inputs()).map_err(|fault| describe(fault, found()).at(&self.place))
             }
             Action::Integer(kernel) => {
-                let inputs = inputs();
-                kernel.run(&inputs).map_err(|fault| describe(fault, &inputs).at(&self.place))
+                let outputs = found().map(array).collect::<Result<Vec<_>, _>>().and_then(|x| kernel.run(&x));
+                let outputs = outputs.map_err(|fault| describe(fault, found()).at(&self.place));
+                outputs.map(|all| all.into_iter().map(Datum::Tensor).collect())
             }
             Action::Read(meaning) => {
-                let reals = inputs().iter().flatten().map(|array| meaning.reals(array)).collect();
-                Result::map_err(reals, |fault: Fault| fault.at(&self.place))
+                let reals = |value: &Datum| Ok(Datum::Tensor(meaning.reals(value.as_tensor()?)?));
+                found().flatten().map(reals).collect::<Result<_, Fault>>().map_err(|f| f.at(&self.place))
             }
-            Action::Control { control, bodies, outer } => {
+            Action::Control { op, control, bodies, outer } => {
                 let scope = |name: &str| outer.get(name).and_then(|&slot| values[slot].clone());
-                control::run(control, bodies, &inputs(), &scope).map_err(|e| e.within(&self.place))
+                control::run((&**op, control), bodies, &inputs(), &scope).map_err(|e| e.within(&self.place))
             }
         };
         let outputs = match result {
             Err(error) if error.fault().is_unimplemented() => return Ok(Some(error)),
             other => other?,
         };
-        for (output, array) in self.outputs.iter().zip(outputs) {
+        for (output, value) in self.outputs.iter().zip(outputs) {
             if let Some((slot, _)) = *output {
-                values[slot] = Some(array);
+                values[slot] = Some(value);
             }
         }
         Ok(None)
@@ -239,11 +267,10 @@ pub fn node_label(graph: &Graph, id: NodeId) -> String {
 }
 
 /// Adds what the inputs were.
-fn describe(fault: Fault, inputs: &[Option<Array>]) -> Fault {
+fn describe<'a>(fault: Fault, inputs: impl Iterator<Item = Option<&'a Datum>>) -> Fault {
     if fault.is_unimplemented() {
         return fault;
     }
-    let types: Vec<String> =
-        inputs.iter().map(|i| i.as_ref().map_or("none".into(), |a| a.tensor_type().to_string())).collect();
+    let types: Vec<String> = inputs.map(|i| i.map_or("none".into(), Datum::describe)).collect();
     Fault::new(format!("{fault}; its inputs are {}", types.join(", ")))
 }

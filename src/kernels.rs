@@ -1,7 +1,9 @@
 //! Arithmetic only: loops over slices and arrays that know shapes and strides, and nothing of ONNX.
 
+pub mod attention;
 pub mod broadcast;
 pub mod conv;
+pub mod fourier;
 pub mod gemm;
 pub mod integer;
 pub mod math;
@@ -9,9 +11,12 @@ pub mod normalize;
 pub mod number;
 pub mod pool;
 pub mod real;
+pub mod recurrence;
 pub mod recurrent;
 pub mod reduce;
+pub mod regex;
 pub mod requantize;
+pub mod sample;
 mod simd;
 pub mod softmax;
 pub mod strided;

@@ -5,6 +5,7 @@
 
 mod emit;
 mod external;
+mod function;
 mod import;
 pub mod text;
 

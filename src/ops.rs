@@ -36,8 +36,11 @@ macro_rules! families {
 }
 
 families! {
-    activation, arithmetic, cast, compare, control, conv, gather, gemm, generate, join, mask, norm, normalize, pad, pool,
-    qlinear, quantize, recurrent, reduce, resize, scatter, select, shape, softmax, unary,
+    activation, arithmetic, attention, cast, compare, control, conv, detection, determinant, einsum, flex,
+    gather, gemm, generate, image, join, language, loss, mask, ml, norm, normalize, pad, place, pool,
+    qlinear,
+    quantize, recurrent, reduce, resize, sampling, scatter, select, sequence, shape, softmax, spectral,
+    text, training, unary,
 }
 
 mod elementwise;
@@ -174,6 +177,11 @@ impl<'a> Attrs<'a> {
             None => Ok(None),
             Some(proto) => Tensor::from_proto(proto.clone(), None).map(Some),
         }
+    }
+
+    /// Notes that an attribute is known whose value decides nothing here; is it there?
+    pub fn note(&mut self, name: &str) -> Result<bool, Fault> {
+        Ok(self.get(name)?.is_some())
     }
 
     /// Notes that the graph-valued attribute is known; the graph itself is the node's.

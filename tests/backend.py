@@ -1,25 +1,35 @@
-"""Writes ONNX's own node test cases as plain files for `tests/backend.rs`.
+"""Writes ONNX's own test cases as plain files for `tests/backend.rs`.
 
     python tests/backend.py DIR
 
-Each case becomes
+These are the node tests, which the onnx package computes, and the small models that it ships as data (`simple`,
+`pytorch-converted`, `pytorch-operator`). Each case becomes
 
     DIR/<name>/model.onnx
-    DIR/<name>/test_data_set_<k>/input_<i>.pb     TensorProto (or SequenceProto, OptionalProto)
+    DIR/<name>/test_data_set_<k>/input_<i>.pb     TensorProto, SequenceProto or OptionalProto, as the model says
     DIR/<name>/test_data_set_<k>/output_<i>.pb
 
-and DIR/cases.json holds `{name: {"rtol", "atol", "opset": {domain: version}, "operators"}}` in order of name.
-Expected outputs come from the onnx package's NumPy code: an oracle that shares nothing with the interpreter.
+and DIR/cases.json holds `{name: {"rtol", "atol", "kind", "random", "core", "opset": {domain: version}, "operators"}}` in
+order of name. `random` cases have no expected outputs that could be met; `core` are those that use only ONNX's main domain,
+tensors of real numbers, integers and truth values, and that are not the expansion of a function.
+Expected outputs come from NumPy, ONNX's authors or PyTorch: oracles that share nothing with the interpreter.
 """
 
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
+
+DATA_KINDS = ["simple", "pytorch-converted", "pytorch-operator"]
+CORE_TYPES = {
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16,
+    TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
 
 
 def message(value, type_proto):
@@ -47,7 +57,27 @@ def operators(graph):
     return found
 
 
+def is_core(name, model):
+    if "_expanded" in name or any(o.domain not in ("", "ai.onnx") for o in model.opset_import):
+        return False
+    types = [v.type for v in [*model.graph.input, *model.graph.output]]
+    return all(t.WhichOneof("value") == "tensor_type" and t.tensor_type.elem_type in CORE_TYPES for t in types)
+
+
+def describe(name, model, case, kind):
+    return {
+        "rtol": case.rtol,
+        "atol": case.atol,
+        "kind": kind,
+        "random": name.startswith("test_training_dropout"),
+        "core": is_core(name, model),
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "operators": sorted(operators(model.graph)),
+    }
+
+
 def write(case, directory):
+    """Writes a case that the package has computed."""
     model = case.model
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.onnx").write_bytes(model.SerializeToString())
@@ -57,12 +87,13 @@ def write(case, directory):
         for prefix, values, infos in [("input", inputs, model.graph.input), ("output", outputs, model.graph.output)]:
             for position, (value, info) in enumerate(zip(values, infos)):
                 (data / f"{prefix}_{position}.pb").write_bytes(message(value, info.type).SerializeToString())
-    return {
-        "rtol": case.rtol,
-        "atol": case.atol,
-        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
-        "operators": sorted(operators(model.graph)),
-    }
+    return describe(case.name, model, case, "node")
+
+
+def copy(case, kind, directory):
+    """Copies a case that the package ships."""
+    shutil.copytree(case.model_dir, directory, dirs_exist_ok=True)
+    return describe(case.name, onnx.load(directory / "model.onnx", load_external_data=False), case, kind)
 
 
 def main():
@@ -74,12 +105,16 @@ def main():
         warnings.simplefilter("ignore")
         np.seterr(all="ignore")
         from onnx.backend.test.case.node import collect_testcases
+        from onnx.backend.test.loader import load_model_tests
 
-        cases = collect_testcases(None)
+        cases = [(c, "node") for c in collect_testcases(None)]
+        cases += [(c, kind) for kind in DATA_KINDS for c in load_model_tests(kind=kind)]
     table, failed = {}, []
-    for case in sorted(cases, key=lambda c: c.name):
+    for case, kind in sorted(cases, key=lambda c: c[0].name):
         try:
-            table[case.name] = write(case, target / case.name)
+            assert case.name not in table, "two cases of this name"
+            directory = target / case.name
+            table[case.name] = write(case, directory) if kind == "node" else copy(case, kind, directory)
         except Exception as error:  # one odd case must not hide the others
             failed.append(f"{case.name}: {type(error).__name__}: {error}")
     (target / "cases.json").write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")

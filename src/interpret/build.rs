@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::integer::Exact;
 use super::{Action, Numerics, Program, Shown, Step, node_label};
 use crate::error::Error;
-use crate::ir::{Array, Graph, NodeId, ValueId, schedule};
+use crate::ir::{Array, Datum, Graph, NodeId, ValueId, schedule};
 
 /// A program that is being compiled.
 pub(super) struct Builder<'a> {
@@ -48,8 +48,8 @@ impl<'a> Builder<'a> {
         for (&id, &slot) in &slots {
             let value = graph.value(id);
             if let Some(tensor) = value.constant.as_ref().or(value.default.as_ref()) {
-                // A constant of a type that has no array (int4, float8) is missed by whoever reads it.
-                initial[slot] = tensor.array().ok();
+                // A constant of a type that has no array (complex numbers) is missed by whoever reads it.
+                initial[slot] = tensor.array().ok().map(Datum::Tensor);
             }
             if value.captured {
                 captures.push((value.name.clone(), slot));
@@ -96,7 +96,8 @@ impl<'a> Builder<'a> {
 
     /// The constant in a slot.
     pub fn constant(&self, slot: usize) -> Option<&Array> {
-        self.program.initial[slot].as_ref().filter(|_| !self.program.inputs.contains(&slot))
+        let value = self.program.initial[slot].as_ref().filter(|_| !self.program.inputs.contains(&slot))?;
+        value.as_tensor().ok()
     }
 
     fn step(&self, id: NodeId) -> Result<Step, Error> {
@@ -107,13 +108,16 @@ impl<'a> Builder<'a> {
                 None => Action::Compute(op.clone()),
                 Some(control) => {
                     let body = |graph| Program::with_numerics(graph, self.numerics);
-                    let bodies = node.bodies.iter().map(|b| Ok((b.name.clone(), body(&b.graph)?)));
+                    let function = op.body().map(|graph| ("function".to_string(), graph));
+                    let own = node.bodies.iter().map(|b| (b.name.clone(), &b.graph));
+                    let bodies = own.chain(function).map(|(name, graph)| Ok((name, body(graph)?)));
                     let outer = graph
                         .captures_of(id)
                         .into_iter()
                         .map(|v| (graph.name(v).to_string(), slots[&v]))
                         .collect();
-                    Action::Control { control, bodies: bodies.collect::<Result<_, Error>>()?, outer }
+                    let bodies = bodies.collect::<Result<_, Error>>()?;
+                    Action::Control { op: op.clone(), control, bodies, outer }
                 }
             },
             (_, Some(why)) => Action::Missing(why.clone()),
@@ -145,10 +149,10 @@ impl<'a> Builder<'a> {
         }
         let program = &mut self.program;
         let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| program.initial[s].clone())).collect();
-        let Ok(outputs) = op.float(&inputs) else { return false }; // the run will say why
-        for (output, array) in step.outputs.iter().zip(outputs) {
+        let Ok(outputs) = op.evaluate(inputs) else { return false }; // the run will say why
+        for (output, value) in step.outputs.iter().zip(outputs) {
             if let Some((slot, _)) = output {
-                program.initial[*slot] = Some(array);
+                program.initial[*slot] = Some(value);
             }
         }
         let values = self.graph.inputs_of(step.node);

@@ -16,7 +16,7 @@ use super::build::Builder;
 use super::{Action, Shown, Step};
 use crate::error::Fault;
 use crate::ir::integer::{Operand, Scales, Unit, is_byte};
-use crate::ir::{Array, DType, NodeId, Op, Port, QuantParams, Rule, ValueId, affine};
+use crate::ir::{Array, DType, Datum, NodeId, Op, Port, QuantParams, Rule, ValueId, affine};
 use crate::ops::join::Split;
 use crate::ops::quantize::{Dequantize, Quantize};
 
@@ -314,7 +314,7 @@ impl Builder<'_> {
         if let Some(integers) = self.constant(exact.slot)
             && let Ok(reals) = exact.meaning.reals(integers)
         {
-            self.program.initial[slot] = Some(reals);
+            self.program.initial[slot] = Some(Datum::Tensor(reals));
             return;
         }
         let Some((node, _)) = self.graph.producer(value) else { return };

@@ -5,14 +5,14 @@
 
 use rayon::prelude::*;
 
-use super::{Action, Program};
+use super::{Action, Program, data};
 use crate::error::{Error, Fault};
-use crate::ir::{Array, NodeId, ValueId};
+use crate::ir::{Array, Datum, NodeId, ValueId};
 
 /// The runs, all stopped before the same step.
 pub struct Lockstep<'a> {
     program: &'a Program,
-    runs: Vec<Vec<Option<Array>>>,
+    runs: Vec<Vec<Option<Datum>>>,
     at: usize,
 }
 
@@ -21,7 +21,7 @@ impl<'a> Lockstep<'a> {
     pub fn new(program: &'a Program, inputs: &[Vec<Array>]) -> Result<Self, Error> {
         let start = |inputs: &Vec<Array>| {
             let mut values = program.initial.clone();
-            program.fill_inputs(&mut values, inputs)?;
+            program.fill_inputs(&mut values, &data(inputs))?;
             Ok(values)
         };
         Ok(Self { program, runs: inputs.iter().map(start).collect::<Result<_, Error>>()?, at: 0 })
@@ -61,8 +61,8 @@ impl<'a> Lockstep<'a> {
         let (Some(values), Some(&slot)) = (self.runs.get(run), self.program.slots.get(&id)) else {
             return Ok(None);
         };
-        if let Some(array) = &values[slot] {
-            return Ok(Some(array.clone()));
+        if let Some(value) = &values[slot] {
+            return Ok(value.as_tensor().ok().cloned());
         }
         let Some(step) = self.program.steps.get(self.at) else { return Ok(None) };
         let Some(output) = step.outputs.iter().position(|o| o.is_some_and(|o| o.0 == slot)) else {
@@ -70,14 +70,14 @@ impl<'a> Lockstep<'a> {
         };
         let Action::Compute(op) = &step.action else { return Ok(None) };
         let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
-        let outputs = op.float(&inputs).map_err(|f: Fault| f.at(&step.place))?;
-        Ok(outputs.into_iter().nth(output))
+        let outputs = op.evaluate(inputs).map_err(|f: Fault| f.at(&step.place))?;
+        Ok(outputs.into_iter().nth(output).and_then(|value| value.tensor().ok()))
     }
 
     /// Gives a constant another value in all runs.
     pub fn replace(&mut self, id: ValueId, array: &Array) {
         if let Some(&slot) = self.program.slots.get(&id) {
-            self.runs.iter_mut().for_each(|values| values[slot] = Some(array.clone()));
+            self.runs.iter_mut().for_each(|values| values[slot] = Some(Datum::Tensor(array.clone())));
         }
     }
 

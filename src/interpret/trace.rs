@@ -1,20 +1,20 @@
 //! What if a value had been another? A run whose values are all kept, and replays that compute again only what
 //! depends on a change.
 
-use super::{Action, Program};
+use super::{Action, Program, data};
 use crate::error::{Error, Fault};
-use crate::ir::{Array, ValueId};
+use crate::ir::{Array, Datum, ValueId};
 
 /// Every value of one run, constants included.
 pub struct Trace {
-    values: Vec<Option<Array>>,
+    values: Vec<Option<Datum>>,
 }
 
 impl Program {
     /// Runs the graph as far as its operators are known and keeps every value.
     pub fn trace(&self, inputs: &[Array]) -> Result<Trace, Error> {
         let mut values = self.initial.clone();
-        self.fill_inputs(&mut values, inputs)?;
+        self.fill_inputs(&mut values, &data(inputs))?;
         for step in &self.steps {
             step.run(&mut values)?;
         }
@@ -35,9 +35,9 @@ impl Program {
         Ok(found)
     }
 
-    /// A value of the run; `None` if it was not computed.
+    /// A value of the run; `None` if it was not computed or is no tensor.
     pub fn traced<'a>(&self, trace: &'a Trace, id: ValueId) -> Option<&'a Array> {
-        trace.values.get(*self.slots.get(&id)?)?.as_ref()
+        trace.values.get(*self.slots.get(&id)?)?.as_ref()?.as_tensor().ok()
     }
 
     /// What `wanted` would be if these values had been others; `None` where a value was not computed. Constants can be
@@ -56,7 +56,7 @@ impl Program {
         let wanted: Vec<usize> = wanted.iter().map(slot).collect::<Result<_, _>>()?;
         for (id, array) in changes {
             let slot = slot(id)?;
-            (values[slot], role[slot]) = (Some(array.clone()), Role::Given);
+            (values[slot], role[slot]) = (Some(Datum::Tensor(array.clone())), Role::Given);
         }
         for step in &self.steps {
             let changed = |s: &usize| role[*s] != Role::Kept;
@@ -72,14 +72,15 @@ impl Program {
                 outputs().filter(|&s| role[s] == Role::Given).map(|s| (s, values[s].clone())).collect();
             step.run(&mut values)?;
             outputs().filter(|&s| values[s].is_some()).for_each(|s| role[s] = Role::Computed);
-            for (slot, array) in given {
-                (values[slot], role[slot]) = (array, Role::Given);
+            for (slot, value) in given {
+                (values[slot], role[slot]) = (value, Role::Given);
             }
             // What was kept is shared with the trace; what was computed anew is freed when it is dead.
             let dead = |s: &&usize| role[**s] == Role::Computed && !wanted.contains(s);
             step.last_reads.iter().filter(dead).for_each(|&s| values[s] = None);
         }
-        Ok(wanted.iter().map(|&slot| values[slot].clone()).collect())
+        let tensor = |&slot: &usize| values[slot].as_ref()?.as_tensor().ok().cloned();
+        Ok(wanted.iter().map(tensor).collect())
     }
 }
 

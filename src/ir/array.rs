@@ -2,6 +2,7 @@
 
 use ndarray::{ArcArray, ArrayBase, ArrayD, Data, Dimension, IxDyn};
 
+use super::small;
 use super::types::{DType, Element, TensorType};
 use crate::error::Fault;
 
@@ -57,7 +58,9 @@ macro_rules! arrays {
 
 arrays! {
     F32(f32), F64(f64), F16(half::f16), BF16(half::bf16), I8(i8), I16(i16), I32(i32), I64(i64), U8(u8), U16(u16),
-    U32(u32), U64(u64), Bool(bool), Str(String),
+    U32(u32), U64(u64), Bool(bool), Str(String), F8E4M3FN(small::F8E4M3FN), F8E4M3FNUZ(small::F8E4M3FNUZ),
+    F8E5M2(small::F8E5M2), F8E5M2FNUZ(small::F8E5M2FNUZ), F8E8M0(small::F8E8M0), F4E2M1(small::F4E2M1), U4(small::U4),
+    I4(small::I4), U2(small::U2), I2(small::I2),
 }
 
 pub(crate) use with_array;

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Debug;
 
 use super::integer::{Kernel, Unit};
-use super::{Array, Tensor, TensorType};
+use super::{Array, Datum, Graph, Tensor, TensorType};
 use crate::error::Fault;
 
 /// What is known of an input before the graph runs.
@@ -37,6 +37,29 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// Computes on values that need not be tensors. Operators on sequences and optional values define it; all others
+    /// only have [`Op::float`].
+    fn evaluate(&self, inputs: Vec<Option<Datum>>) -> Result<Vec<Datum>, Fault> {
+        let tensor = |input: Option<Datum>| match input {
+            None | Some(Datum::Absent) => Ok(None),
+            Some(value) => value.tensor().map(Some),
+        };
+        let tensors = inputs.into_iter().map(tensor).collect::<Result<Vec<_>, Fault>>()?;
+        Ok(self.float(&tensors)?.into_iter().map(Datum::Tensor).collect())
+    }
+
+    /// Computes with the help of the graphs inside the node ([`Control::Inside`]): `call` runs the one of a name, if the
+    /// node has it.
+    fn calling(&self, inputs: &[Option<Array>], call: Hook) -> Result<Vec<Array>, Fault> {
+        let _ = call;
+        self.float(inputs)
+    }
+
+    /// The graph that a call of a model-local function runs; the node itself does not hold it.
+    fn body(&self) -> Option<&Graph> {
+        None
+    }
+
     /// How the operator relates the quantization of its inputs and outputs.
     fn rule(&self) -> Rule {
         Rule::Float
@@ -60,6 +83,9 @@ impl dyn Op {
     }
 }
 
+/// Runs the graph of a name, if there is one.
+pub type Hook<'a> = &'a dyn Fn(&str, &[Array]) -> Result<Option<Vec<Array>>, Fault>;
+
 /// The operators that run the graphs inside them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
@@ -67,6 +93,19 @@ pub enum Control {
     If,
     /// `body`, with loop-carried values and stacked scan outputs.
     Loop,
+    /// `body` over the tensors of its first input, a sequence, and of those of its other inputs that are sequences.
+    Map,
+    /// The operator itself, which calls the graphs inside the node as functions ([`Op::calling`]).
+    Inside,
+    /// The body of a model-local function ([`Op::body`]), with the inputs of the node.
+    Call,
+    /// `body` as in [`Control::Scan`], for each sample of a batch (opset 8).
+    ScanBatch {
+        /// How many of the inputs are scanned.
+        scanned: usize,
+        /// True: from the last slice to the first.
+        input_reverse: Vec<bool>,
+    },
     /// `body` over slices of its last inputs.
     Scan {
         /// How many of the inputs are scanned.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use half::{bf16, f16};
 
+use super::small::{self, Small};
 use super::types::{DType, TensorType, element_count};
 use super::{Array, array::Nd};
 use crate::error::Fault;
@@ -44,6 +45,9 @@ impl Tensor {
             a.iter().for_each(|v| bytes.extend_from_slice(&f(v)));
             bytes.into()
         }
+        fn packed<T: Small>(a: &Nd<T>) -> Bytes {
+            small::pack(a.iter().copied(), a.len()).into()
+        }
         let mut proto = TensorProto {
             dims: array.shape().iter().map(|&d| d as i64).collect(),
             data_type: Some(array.dtype().to_onnx()),
@@ -66,6 +70,16 @@ impl Tensor {
             Array::U32(a) => proto.raw_data = Some(raw(a, |v| v.to_le_bytes())),
             Array::U64(a) => proto.raw_data = Some(raw(a, |v| v.to_le_bytes())),
             Array::Bool(a) => proto.raw_data = Some(raw(a, |&v| [v.into()])),
+            Array::F8E4M3FN(a) => proto.raw_data = Some(packed(a)),
+            Array::F8E4M3FNUZ(a) => proto.raw_data = Some(packed(a)),
+            Array::F8E5M2(a) => proto.raw_data = Some(packed(a)),
+            Array::F8E5M2FNUZ(a) => proto.raw_data = Some(packed(a)),
+            Array::F8E8M0(a) => proto.raw_data = Some(packed(a)),
+            Array::F4E2M1(a) => proto.raw_data = Some(packed(a)),
+            Array::U4(a) => proto.raw_data = Some(packed(a)),
+            Array::I4(a) => proto.raw_data = Some(packed(a)),
+            Array::U2(a) => proto.raw_data = Some(packed(a)),
+            Array::I2(a) => proto.raw_data = Some(packed(a)),
         }
         Self { proto: Arc::new(proto), external: None, dtype: array.dtype(), shape: array.shape().to_vec() }
     }
@@ -150,7 +164,7 @@ impl Tensor {
         Ok(())
     }
 
-    /// The elements. Sub-byte, 8-bit float and complex types have no [`Array`] and give a fault.
+    /// The elements. Complex types have no [`Array`] and give a fault.
     pub fn array(&self) -> Result<Array, Fault> {
         let p = &self.proto;
         let raw = match (&self.external, &p.raw_data) {
@@ -171,6 +185,23 @@ impl Tensor {
                     None => $field.iter().map($convert).collect(),
                 };
                 Array::new(shape, values)
+            }};
+        }
+        // Elements are packed in the typed field as they are in raw data, a byte to each integer.
+        macro_rules! small {
+            ($t:ty) => {{
+                let typed: Vec<u8>;
+                let bytes: &[u8] = match raw {
+                    Some(bytes) => bytes,
+                    None => {
+                        typed = p.int32_data.iter().map(|&v| v as u8).collect();
+                        &typed
+                    }
+                };
+                if (bytes.len() * 8) < self.len() * self.dtype.bits() {
+                    fail!("{} needs more than {} bytes", self.tensor_type(), bytes.len());
+                }
+                Array::new(shape, small::unpack::<$t>(bytes, self.len()))
             }};
         }
         match self.dtype {
@@ -199,7 +230,19 @@ impl Tensor {
                 };
                 Array::new(shape, p.string_data.iter().map(text).collect::<Result<Vec<_>, _>>()?)
             }
-            other => Err(Fault::unimplemented(format_args!("reading constants of type {other}"))),
+            DType::F8E4M3FN => small!(small::F8E4M3FN),
+            DType::F8E4M3FNUZ => small!(small::F8E4M3FNUZ),
+            DType::F8E5M2 => small!(small::F8E5M2),
+            DType::F8E5M2FNUZ => small!(small::F8E5M2FNUZ),
+            DType::F8E8M0 => small!(small::F8E8M0),
+            DType::F4E2M1 => small!(small::F4E2M1),
+            DType::U4 => small!(small::U4),
+            DType::I4 => small!(small::I4),
+            DType::U2 => small!(small::U2),
+            DType::I2 => small!(small::I2),
+            other @ (DType::C64 | DType::C128) => {
+                Err(Fault::unimplemented(format_args!("reading constants of type {other}")))
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ pub trait Real:
     + Mul<Output = Self>
     + Div<Output = Self>
     + Neg<Output = Self>
+    + Into<f64>
     + Send
     + Sync
     + 'static

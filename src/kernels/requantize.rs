@@ -5,6 +5,7 @@
 //! exact up to 2²², far beyond what 16 bits and their zero point can reach.
 
 use super::simd::{self, Task};
+use crate::ir::small::{self, Nibble};
 
 /// An integer type that tensors are quantized to.
 pub trait Quantized: Copy + Default + Send + Sync + 'static {
@@ -29,6 +30,21 @@ macro_rules! quantized {
     })* };
 }
 quantized!(u8, i8, u16, i16, i32);
+
+macro_rules! nibbles {
+    ($($t:ty),*) => { $(
+        impl Quantized for $t {
+            const MIN: i32 = <$t as Nibble>::MIN as i32;
+            const MAX: i32 = <$t as Nibble>::MAX as i32;
+            #[inline(always)]
+            fn truncate(value: i32) -> Self { Nibble::truncate(value as i8) }
+            #[inline(always)]
+            fn widen(self) -> i32 { self.to_i8().into() }
+        }
+        impl Narrow for $t {}
+    )* };
+}
+nibbles!(small::U4, small::I4, small::U2, small::I2);
 
 /// A quantized type whose differences are exact in `f32`.
 pub trait Narrow: Quantized {}

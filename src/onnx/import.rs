@@ -2,17 +2,20 @@
 //! that is carried, so that [`emit`](super::emit) can put the same bytes back together.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::function;
 use crate::error::{Error, Fault};
 use crate::ir::{
     Attribute, Body, DType, Dim, Graph, Model, Node, NodeId, Tensor, TensorType, Value, ValueId,
 };
-use crate::ops::{self, Attrs};
+use crate::ops::control::Call;
+use crate::ops::{self, Attrs, Op};
 use crate::proto::tensor_proto::DataLocation;
 use crate::proto::tensor_shape_proto::dimension;
-use crate::proto::{GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, type_proto};
+use crate::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, type_proto};
 
 /// Gives the payload of a tensor whose data lies in another file.
 pub type LoadExternal<'a> = &'a dyn Fn(&TensorProto) -> Result<Bytes, Fault>;
@@ -35,7 +38,7 @@ pub fn import(mut proto: ModelProto, external: LoadExternal) -> Result<Model, Er
         *version = (*version).max(set.version.unwrap_or(0));
     }
     model.rest = proto;
-    let importer = Importer { model: &model, external };
+    let importer = Importer { model: &model, functions: &model.rest.functions, calls: Vec::new(), external };
     let (graph, captures) = importer.graph(graph, 0)?;
     if let Some(name) = captures.first() {
         return Err(at(format!("`{name}` is used, but nothing defines it").into()));
@@ -45,7 +48,12 @@ pub fn import(mut proto: ModelProto, external: LoadExternal) -> Result<Model, Er
 }
 
 struct Importer<'a> {
+    /// Operator sets and file format.
     model: &'a Model,
+    /// The functions that the model defines.
+    functions: &'a [FunctionProto],
+    /// The functions around what is imported: none may call itself.
+    calls: Vec<&'a FunctionProto>,
     external: LoadExternal<'a>,
 }
 
@@ -136,7 +144,12 @@ impl Importer<'_> {
             .bodies(&mut attributes, depth)
             .map_err(|e| e.within(format_args!("node `{name}` ({op_type})")))?;
         let domain = proto.domain.clone().unwrap_or_default();
-        let (op, unknown) = parse(self.model, &domain, &op_type, &attributes, inputs.len(), outputs.len());
+        let overload = proto.overload.as_deref().unwrap_or_default();
+        let (op, unknown) = match self.call(&domain, &op_type, overload, &attributes, depth) {
+            None => parse(self.model, &domain, &op_type, &attributes, inputs.len(), outputs.len()),
+            Some(Ok(op)) => (Some(op), None),
+            Some(Err(error)) => (None, Some(error.to_string())),
+        };
         let node = Node {
             name,
             op_type,
@@ -160,6 +173,34 @@ impl Importer<'_> {
         let id = graph.add_node(node, &inputs, &outputs);
         captured.into_iter().for_each(|v| graph.add_capture(id, v));
         Ok(id)
+    }
+
+    /// A call of a function of the model, if it is one.
+    fn call(
+        &self,
+        domain: &str,
+        name: &str,
+        overload: &str,
+        attributes: &[Attribute],
+        depth: usize,
+    ) -> Option<Result<Arc<dyn Op>, Error>> {
+        let called =
+            |f: &&FunctionProto| f.domain() == domain && f.name() == name && f.overload() == overload;
+        let function = self.functions.iter().find(called)?;
+        let within = format!("function `{name}`");
+        if self.calls.iter().any(|&outer| std::ptr::eq(outer, function)) {
+            return Some(Err(Fault::new("it calls itself").at(within)));
+        }
+        let mut model = Model::default();
+        model.opsets.extend(function.opset_import.iter().map(|o| (o.domain().to_string(), o.version())));
+        model.rest.ir_version = self.model.rest.ir_version;
+        let calls = self.calls.iter().copied().chain([function]).collect();
+        let importer = Importer { model: &model, functions: self.functions, calls, external: self.external };
+        let graph = importer.graph(function::body(function, attributes), depth + 1);
+        Some(graph.map_err(|e| e.within(&within)).and_then(|(function, captures)| match captures.first() {
+            None => Ok(Arc::new(Call { function }) as Arc<dyn Op>),
+            Some(name) => Err(Fault::new(format!("`{name}` is used, but nothing defines it")).at(&within)),
+        }))
     }
 
     /// Takes the graphs out of the attributes; also the names that they capture.
@@ -206,7 +247,7 @@ pub fn parse(
     attributes: &[Attribute],
     inputs: usize,
     outputs: usize,
-) -> (Option<std::sync::Arc<dyn ops::Op>>, Option<String>) {
+) -> (Option<Arc<dyn Op>>, Option<String>) {
     let Some(version) = model.opset(domain) else {
         return (None, Some(format!("no operator set is imported for domain `{domain}`")));
     };

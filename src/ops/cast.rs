@@ -8,7 +8,8 @@ use super::slots::{known, optional, required};
 use super::{Attrs, ONNX, Op, OpDef, Rule};
 use crate::error::Fault;
 use crate::fail;
-use crate::ir::{Array, DType, Fact, TensorType};
+use crate::ir::small::{self, F8E8M0, Minifloat, Nibble, Towards};
+use crate::ir::{Array, DType, Datum, Fact, TensorType};
 use crate::kernels::math::map;
 use crate::kernels::number::Number;
 
@@ -20,10 +21,7 @@ const fn def(name: &'static str, since: i64, parse: fn(&mut Attrs) -> Result<Arc
 pub const OPS: &[OpDef] = &[
     def("Cast", 1, Cast::parse_name),
     def("Cast", 6, Cast::parse),
-    def("CastLike", 15, |a| {
-        rounding(a)?;
-        Ok(Arc::new(CastLike))
-    }),
+    def("CastLike", 15, |a| Ok(Arc::new(CastLike { rounding: Rounding::read(a)? }))),
     def("Identity", 1, |_| Ok(Arc::new(Identity))),
     def("Dropout", 1, |a| {
         a.opt_ints("consumed_inputs")?;
@@ -38,11 +36,31 @@ pub const OPS: &[OpDef] = &[
     }),
 ];
 
-/// The attributes that concern 8-bit floats only, which no array holds.
-fn rounding(attrs: &mut Attrs) -> Result<(), Fault> {
-    attrs.opt_int("saturate")?;
-    attrs.opt_string("round_mode")?;
-    Ok(())
+/// How numbers become 8-bit floats; other types know one way only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounding {
+    /// Does a number that is too large become the largest one?
+    pub saturate: bool,
+    /// Which power of two a number between two becomes.
+    pub towards: Towards,
+}
+
+impl Default for Rounding {
+    fn default() -> Self {
+        Self { saturate: true, towards: Towards::Up }
+    }
+}
+
+impl Rounding {
+    fn read(attrs: &mut Attrs) -> Result<Self, Fault> {
+        let towards = match attrs.string("round_mode", "up")?.as_str() {
+            "up" => Towards::Up,
+            "down" => Towards::Down,
+            "nearest" => Towards::Nearest,
+            other => fail!("unknown round_mode {other}"),
+        };
+        Ok(Self { saturate: attrs.flag("saturate", true)?, towards })
+    }
 }
 
 /// Converts to an element type. Integers keep their low bits; real numbers round to nearest, or towards zero for an
@@ -51,14 +69,16 @@ fn rounding(attrs: &mut Attrs) -> Result<(), Fault> {
 pub struct Cast {
     /// The element type of the output.
     pub to: DType,
+    /// How numbers become 8-bit floats.
+    pub rounding: Rounding,
 }
 
 impl Cast {
     fn parse(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
-        rounding(attrs)?;
+        let rounding = Rounding::read(attrs)?;
         let code = attrs.opt_int("to")?.ok_or("attribute to is missing")?;
         match i32::try_from(code).ok().and_then(DType::from_onnx) {
-            Some(to) => Ok(Arc::new(Self { to })),
+            Some(to) => Ok(Arc::new(Self { to, rounding })),
             None => fail!("unknown element type {code}"),
         }
     }
@@ -67,7 +87,7 @@ impl Cast {
     fn parse_name(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
         let name = attrs.opt_string("to")?.ok_or("attribute to is missing")?.to_lowercase();
         match (1..=16).filter_map(DType::from_onnx).find(|t| t.name() == name) {
-            Some(to) => Ok(Arc::new(Self { to })),
+            Some(to) => Ok(Arc::new(Self { to, rounding: Rounding::default() })),
             None => fail!("unknown element type {name}"),
         }
     }
@@ -80,24 +100,27 @@ impl Op for Cast {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        Ok(vec![convert(required(inputs, 0)?, self.to)?])
+        Ok(vec![convert_rounding(required(inputs, 0)?, self.to, self.rounding)?])
     }
 }
 
 /// Converts to the element type of the second input.
 #[derive(Debug)]
-pub struct CastLike;
+pub struct CastLike {
+    /// How numbers become 8-bit floats.
+    pub rounding: Rounding,
+}
 
 impl Op for CastLike {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
         match known(inputs, 1) {
-            Some(like) => Cast { to: like.dtype }.infer(inputs),
+            Some(like) => Cast { to: like.dtype, rounding: self.rounding }.infer(inputs),
             None => Ok(vec![None]),
         }
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        Cast { to: required(inputs, 1)?.dtype() }.float(inputs)
+        Cast { to: required(inputs, 1)?.dtype(), rounding: self.rounding }.float(inputs)
     }
 }
 
@@ -118,6 +141,16 @@ impl Wide {
             Array::Str(_) => {
                 Ok(Self::Reals(x.slice::<String>()?.iter().map(|s| parse(s)).collect::<Result<_, _>>()?))
             }
+            Array::F8E4M3FN(a) => Ok(Self::Reals(a.iter().map(|v| v.to_f64()).collect())),
+            Array::F8E4M3FNUZ(a) => Ok(Self::Reals(a.iter().map(|v| v.to_f64()).collect())),
+            Array::F8E5M2(a) => Ok(Self::Reals(a.iter().map(|v| v.to_f64()).collect())),
+            Array::F8E5M2FNUZ(a) => Ok(Self::Reals(a.iter().map(|v| v.to_f64()).collect())),
+            Array::F8E8M0(a) => Ok(Self::Reals(a.iter().map(|v| v.to_f64()).collect())),
+            Array::F4E2M1(a) => Ok(Self::Reals(a.iter().map(|v| v.to_f64()).collect())),
+            Array::U4(a) => Ok(Self::Integers(a.iter().map(|v| v.to_i8().into()).collect())),
+            Array::I4(a) => Ok(Self::Integers(a.iter().map(|v| v.to_i8().into()).collect())),
+            Array::U2(a) => Ok(Self::Integers(a.iter().map(|v| v.to_i8().into()).collect())),
+            Array::I2(a) => Ok(Self::Integers(a.iter().map(|v| v.to_i8().into()).collect())),
             x => numbers!(x, v => Ok(widen(v))),
         }
     }
@@ -126,6 +159,28 @@ impl Wide {
         match self {
             Self::Integers(v) => map(v, T::from_i128),
             Self::Reals(v) => map(v, T::from_f64),
+        }
+    }
+
+    fn minifloats<T: Minifloat>(&self, saturate: bool) -> Vec<T> {
+        match self {
+            Self::Integers(v) => map(v, |v| T::from_f64(v as f64, saturate)),
+            Self::Reals(v) => map(v, |v| T::from_f64(v, saturate)),
+        }
+    }
+
+    fn powers(&self, Rounding { saturate, towards }: Rounding) -> Vec<F8E8M0> {
+        match self {
+            Self::Integers(v) => map(v, |v| F8E8M0::from_f64(v as f64, saturate, towards)),
+            Self::Reals(v) => map(v, |v| F8E8M0::from_f64(v, saturate, towards)),
+        }
+    }
+
+    /// Real numbers are cut off; only the low bits are kept.
+    fn nibbles<T: Nibble>(&self) -> Vec<T> {
+        match self {
+            Self::Integers(v) => map(v, |v| T::truncate(v as i8)),
+            Self::Reals(v) => map(v, |v| T::truncate(v as i64 as i8)),
         }
     }
 
@@ -158,11 +213,15 @@ fn text(value: f64) -> String {
 
 /// The elements in another type.
 pub(super) fn convert(x: &Array, to: DType) -> Result<Array, Fault> {
+    convert_rounding(x, to, Rounding::default())
+}
+
+fn convert_rounding(x: &Array, to: DType, rounding: Rounding) -> Result<Array, Fault> {
     let shape = x.shape();
     match (x, to) {
         (x, to) if x.dtype() == to => return Ok(x.clone()),
         (Array::Bool(_) | Array::Str(_), _) => {}
-        (_, DType::F32) => return Ok(x.to_f32()?.into()),
+        (x, DType::F32) if x.dtype().bits() > 8 => return Ok(x.to_f32()?.into()),
         // Through f64 the shortest digits of an f32 would be lost.
         (Array::F32(_), DType::Str) => {
             let texts =
@@ -187,7 +246,17 @@ pub(super) fn convert(x: &Array, to: DType) -> Result<Array, Fault> {
         DType::U64 => Array::new(shape, wide.narrow::<u64>()),
         DType::Bool => Array::new(shape, wide.truths()),
         DType::Str => Array::new(shape, wide.texts()),
-        other => Err(Fault::unimplemented(format_args!("casts to {other}"))),
+        DType::F8E4M3FN => Array::new(shape, wide.minifloats::<small::F8E4M3FN>(rounding.saturate)),
+        DType::F8E4M3FNUZ => Array::new(shape, wide.minifloats::<small::F8E4M3FNUZ>(rounding.saturate)),
+        DType::F8E5M2 => Array::new(shape, wide.minifloats::<small::F8E5M2>(rounding.saturate)),
+        DType::F8E5M2FNUZ => Array::new(shape, wide.minifloats::<small::F8E5M2FNUZ>(rounding.saturate)),
+        DType::F8E8M0 => Array::new(shape, wide.powers(rounding)),
+        DType::F4E2M1 => Array::new(shape, wide.minifloats::<small::F4E2M1>(rounding.saturate)),
+        DType::U4 => Array::new(shape, wide.nibbles::<small::U4>()),
+        DType::I4 => Array::new(shape, wide.nibbles::<small::I4>()),
+        DType::U2 => Array::new(shape, wide.nibbles::<small::U2>()),
+        DType::I2 => Array::new(shape, wide.nibbles::<small::I2>()),
+        other @ (DType::C64 | DType::C128) => Err(Fault::unimplemented(format_args!("casts to {other}"))),
     }
 }
 
@@ -202,6 +271,11 @@ impl Op for Identity {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         Ok(vec![required(inputs, 0)?.clone()])
+    }
+
+    fn evaluate(&self, inputs: Vec<Option<Datum>>) -> Result<Vec<Datum>, Fault> {
+        let input = inputs.into_iter().next().flatten();
+        Ok(vec![input.ok_or_else(|| Fault::new("input 0 is missing"))?])
     }
 
     fn rule(&self) -> Rule {
@@ -287,7 +361,7 @@ mod tests {
         let odd = (1i64 << 53) + (1 << 29) + 1; // two roundings would lose the last bit
         assert_eq!(convert(&Array::scalar(odd), DType::F32).unwrap(), Array::scalar(odd as f32));
         assert_eq!(convert(&Array::scalar(true), DType::F32).unwrap(), Array::scalar(1f32));
-        assert!(convert(&reals, DType::U4).unwrap_err().is_unimplemented());
+        assert!(convert(&reals, DType::C64).unwrap_err().is_unimplemented());
     }
 
     #[test]

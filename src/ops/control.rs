@@ -1,17 +1,18 @@
-//! If, Loop and Scan: operators whose meaning is a graph inside the node. The interpreter runs them.
+//! If, Loop and Scan, whose meaning is a graph inside the node, and calls of model-local functions. The interpreter
+//! runs them.
 
 use std::sync::Arc;
 
 use super::{Attrs, Control, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
-use crate::ir::Array;
+use crate::ir::{Array, Graph};
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
     OpDef { domain: ONNX, name: "If", since: 1, parse: parse_if },
     OpDef { domain: ONNX, name: "Loop", since: 1, parse: parse_loop },
-    OpDef { domain: ONNX, name: "Scan", since: 8, parse: |_| Err(Fault::unimplemented("Scan of opset 8")) },
+    OpDef { domain: ONNX, name: "Scan", since: 8, parse: parse_scan_batch },
     OpDef { domain: ONNX, name: "Scan", since: 9, parse: parse_scan },
 ];
 
@@ -29,6 +30,27 @@ impl Op for Flow {
     }
 }
 
+/// A call of a model-local function.
+#[derive(Debug)]
+pub struct Call {
+    /// The function's graph, its attributes filled in for this call.
+    pub function: Graph,
+}
+
+impl Op for Call {
+    fn float(&self, _: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        fail!("a function runs in the interpreter, not as an operator")
+    }
+
+    fn control(&self) -> Option<Control> {
+        Some(Control::Call)
+    }
+
+    fn body(&self) -> Option<&Graph> {
+        Some(&self.function)
+    }
+}
+
 fn parse_if(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
     attrs.body("then_branch")?;
     attrs.body("else_branch")?;
@@ -38,6 +60,19 @@ fn parse_if(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
 fn parse_loop(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
     attrs.body("body")?;
     Ok(Arc::new(Flow(Control::Loop)))
+}
+
+/// Inputs are the lengths, the states, then what is scanned.
+fn parse_scan_batch(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
+    attrs.body("body")?;
+    let count = attrs.int("num_scan_inputs", 0)?;
+    let scanned = usize::try_from(count).ok().filter(|n| (1..attrs.inputs()).contains(n));
+    let Some(scanned) = scanned else {
+        fail!("num_scan_inputs is {count} for {} inputs", attrs.inputs());
+    };
+    let directions = attrs.opt_ints("directions")?.unwrap_or_default();
+    let input_reverse = directions.iter().map(|&d| d != 0).collect();
+    Ok(Arc::new(Flow(Control::ScanBatch { scanned, input_reverse })))
 }
 
 /// Inputs are the states, then what is scanned; outputs are the states, then what is stacked.
@@ -97,7 +132,7 @@ mod tests {
         assert!(control("Scan", 16, &attributes).is_err());
         attributes[1] = int("num_scan_inputs", 4);
         assert!(control("Scan", 16, &attributes).is_err());
-        assert!(control("Scan", 8, &attributes).unwrap_err().is_unimplemented());
+        assert!(control("Scan", 8, &[int("body", 0), int("num_scan_inputs", 3)]).is_err());
     }
 
     #[test]

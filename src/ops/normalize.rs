@@ -54,7 +54,7 @@ impl BatchNormalization {
     fn parse(attrs: &mut Attrs) -> Result<Arc<dyn Op>, Fault> {
         let version = attrs.version();
         let epsilon = attrs.float("epsilon", 1e-5)?;
-        attrs.opt_float("momentum")?; // concerns training only
+        let momentum = attrs.float("momentum", 0.9)?;
         if version < 7 {
             attrs.opt_ints("consumed_inputs")?;
             attrs.opt_int("is_test")?; // the number of outputs says the same
@@ -64,7 +64,10 @@ impl BatchNormalization {
         }
         let training = if version < 14 { attrs.outputs() > 1 } else { attrs.flag("training_mode", false)? };
         if training {
-            return Err(Fault::unimplemented("BatchNormalization in training mode"));
+            return match version {
+                14.. => Ok(Arc::new(BatchStatistics { epsilon, momentum })),
+                _ => Err(Fault::unimplemented("BatchNormalization in training mode before opset 14")),
+            };
         }
         Ok(Arc::new(Self { epsilon }))
     }
@@ -99,6 +102,59 @@ impl BatchNormalization {
 impl Op for BatchNormalization {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
         Ok(vec![known(inputs, 0).cloned()])
+    }
+
+    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs))
+    }
+}
+
+/// BatchNormalization in training mode: the statistics are those of the batch, and running means of them are further
+/// outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchStatistics {
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// How much of a running mean stays.
+    pub momentum: f32,
+}
+
+impl BatchStatistics {
+    fn run<T: Real>(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let x = required(inputs, 0)?;
+        let &[batch, channels, ref spatial @ ..] = x.shape() else { fail!("{:?} has no channels", x.shape()) };
+        let (inner, count) = (spatial.iter().product::<usize>(), batch * spatial.iter().product::<usize>());
+        let values = T::read(x)?;
+        let values = elements(&values)?;
+        let of = |channel: usize| {
+            (0..batch).flat_map(move |b| &values[(b * channels + channel) * inner..][..inner])
+        };
+        let (mut means, mut variances) = (Vec::new(), Vec::new());
+        for channel in 0..channels {
+            let mean = of(channel).fold(T::ZERO, |a, &v| a + v) / T::of(count as f64);
+            let squares = of(channel).fold(T::ZERO, |a, &v| a + (v - mean) * (v - mean));
+            means.push(mean);
+            variances.push(squares / T::of(count as f64));
+        }
+        let (keep, take) = (T::of(self.momentum.into()), T::of(1.0 - f64::from(self.momentum)));
+        let running = |slot: usize, new: &[T]| -> Result<Array, Fault> {
+            let old = T::read(required(inputs, slot)?)?;
+            if old.len() != new.len() {
+                fail!("{} statistics for {} channels", old.len(), new.len());
+            }
+            T::array(&[new.len()], old.iter().zip(new).map(|(&o, &n)| o * keep + n * take).collect())
+        };
+        let (mean, variance) = (running(3, &means)?, running(4, &variances)?);
+        let statistics = [T::array(&[channels], means)?, T::array(&[channels], variances)?].map(Some);
+        let given: Vec<_> = inputs.iter().take(3).cloned().chain(statistics).collect();
+        let y = BatchNormalization { epsilon: self.epsilon }.run::<T>(&given)?;
+        Ok(y.into_iter().take(1).chain([mean, variance]).collect())
+    }
+}
+
+impl Op for BatchStatistics {
+    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
+        Ok(vec![known(inputs, 0).cloned(), known(inputs, 3).cloned(), known(inputs, 4).cloned()])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

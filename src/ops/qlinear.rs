@@ -27,7 +27,7 @@ pub const OPS: &[OpDef] = &[
 
 const ALONG_ROWS: Dequantize = Dequantize { axis: 0, block_size: 0, output_dtype: None };
 const ALONG_COLUMNS: Dequantize = Dequantize { axis: 1, block_size: 0, output_dtype: None };
-const WHOLE: Quantize = Quantize { axis: 1, block_size: 0, output_dtype: None };
+const WHOLE: Quantize = Quantize { saturate: true, axis: 1, block_size: 0, output_dtype: None };
 
 /// The operand in slots `first` (integers), `first + 1` (scale) and `first + 2` (zero point).
 fn operand(inputs: &[Option<Array>], first: usize, like: &Dequantize) -> Result<Operand, Fault> {

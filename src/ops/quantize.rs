@@ -13,6 +13,7 @@ use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::Scales;
+use crate::ir::small::{self, Minifloat};
 use crate::ir::{Array, DType, Element, QuantParams, TensorType};
 use crate::kernels::requantize::{Narrow, Quantized, dequantize_slice, quantize_slice};
 
@@ -42,6 +43,8 @@ pub struct Quantize {
     pub block_size: usize,
     /// Type of the output when there is no zero point to tell.
     pub output_dtype: Option<DType>,
+    /// Does a number too large for an 8-bit float become the largest one?
+    pub saturate: bool,
 }
 
 /// DequantizeLinear: `y = (x - zero_point) * scale`.
@@ -76,9 +79,6 @@ fn output_dtype(attrs: &mut Attrs) -> Result<Option<DType>, Fault> {
 
 impl Quantize {
     fn parse(attrs: &mut Attrs) -> Result<Self, Fault> {
-        if attrs.version() >= 19 {
-            attrs.flag("saturate", true)?; // concerns 8-bit floats only
-        }
         if attrs.version() >= 23 && !matches!(attrs.int("precision", 0)?, 0 | 1) {
             return Err(Fault::unimplemented("QuantizeLinear with a precision other than float"));
         }
@@ -86,6 +86,7 @@ impl Quantize {
             axis: attrs.int("axis", 1)?,
             block_size: block_size(attrs)?,
             output_dtype: output_dtype(attrs)?,
+            saturate: attrs.version() < 19 || attrs.flag("saturate", true)?,
         })
     }
 
@@ -94,6 +95,30 @@ impl Quantize {
         let dtype = zero.map(Array::dtype).or(self.output_dtype).unwrap_or(DType::U8);
         let zero = zero.map_or(Some(0), |z| integers(z)?.first().copied().filter(|_| z.len() == 1))?;
         Some(QuantParams { scale: scale.item::<f32>().ok()?, zero_point: zero, dtype })
+    }
+
+    /// To a type of few bits that has an exponent: `y = saturate(x / scale + zero_point)`.
+    fn run_float<Q: Minifloat + Default>(
+        &self,
+        x: &Array,
+        scale: &Array,
+        zero: Option<&Array>,
+    ) -> Result<Array, Fault>
+    where
+        Array: From<ndarray::ArrayD<Q>>,
+    {
+        let layout = Layout::of(x.shape(), scale.shape(), self.axis, self.block_size)?;
+        let (x, scales) = (x.to_f32()?, scale.to_f32()?);
+        let zeros = zero_points::<Q>(zero, scale)?;
+        let mut y = vec![Q::default(); x.len()];
+        let (from, scales) = (elements(&x)?, elements(&scales)?);
+        layout.runs(|run, p| {
+            let zero = zeros[p].to_f64() as f32;
+            for (y, &x) in y[run.clone()].iter_mut().zip(&from[run]) {
+                *y = Q::from_f64((x / scales[p] + zero).into(), self.saturate);
+            }
+        });
+        Array::new(x.shape(), y)
     }
 
     fn run<Q: Narrow + Element>(&self, x: &Array, scale: &Array, zero: Option<&Array>) -> Result<Array, Fault>
@@ -130,6 +155,15 @@ impl Op for Quantize {
             DType::I8 => self.run::<i8>(x, scale, zero)?,
             DType::U16 => self.run::<u16>(x, scale, zero)?,
             DType::I16 => self.run::<i16>(x, scale, zero)?,
+            DType::U4 => self.run::<small::U4>(x, scale, zero)?,
+            DType::I4 => self.run::<small::I4>(x, scale, zero)?,
+            DType::U2 => self.run::<small::U2>(x, scale, zero)?,
+            DType::I2 => self.run::<small::I2>(x, scale, zero)?,
+            DType::F8E4M3FN => self.run_float::<small::F8E4M3FN>(x, scale, zero)?,
+            DType::F8E4M3FNUZ => self.run_float::<small::F8E4M3FNUZ>(x, scale, zero)?,
+            DType::F8E5M2 => self.run_float::<small::F8E5M2>(x, scale, zero)?,
+            DType::F8E5M2FNUZ => self.run_float::<small::F8E5M2FNUZ>(x, scale, zero)?,
+            DType::F4E2M1 => self.run_float::<small::F4E2M1>(x, scale, zero)?,
             other => return Err(Fault::unimplemented(format_args!("QuantizeLinear to {other}"))),
         }])
     }
@@ -170,6 +204,28 @@ impl Dequantize {
     }
 }
 
+impl Dequantize {
+    fn run_float<Q: Minifloat + Default>(
+        &self,
+        x: &Array,
+        scale: &Array,
+        zero: Option<&Array>,
+    ) -> Result<Array, Fault> {
+        let layout = Layout::of(x.shape(), scale.shape(), self.axis, self.block_size)?;
+        let scales = scale.to_f32()?;
+        let zeros = zero_points::<Q>(zero, scale)?;
+        let mut y = vec![0.0; x.len()];
+        let (from, scales) = (x.slice::<Q>()?, elements(&scales)?);
+        layout.runs(|run, p| {
+            let zero = zeros[p].to_f64() as f32;
+            for (y, x) in y[run.clone()].iter_mut().zip(&from[run]) {
+                *y = (x.to_f64() as f32 - zero) * scales[p];
+            }
+        });
+        Array::new(x.shape(), y)
+    }
+}
+
 impl Op for Dequantize {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
         let Some(dtype) = self.output_dtype.or(known(inputs, 1).map(|t| t.dtype)) else {
@@ -187,6 +243,15 @@ impl Op for Dequantize {
             DType::U16 => self.run::<u16>(x, scale, zero)?,
             DType::I16 => self.run::<i16>(x, scale, zero)?,
             DType::I32 => self.run::<i32>(x, scale, zero)?,
+            DType::U4 => self.run::<small::U4>(x, scale, zero)?,
+            DType::I4 => self.run::<small::I4>(x, scale, zero)?,
+            DType::U2 => self.run::<small::U2>(x, scale, zero)?,
+            DType::I2 => self.run::<small::I2>(x, scale, zero)?,
+            DType::F8E4M3FN => self.run_float::<small::F8E4M3FN>(x, scale, zero)?,
+            DType::F8E4M3FNUZ => self.run_float::<small::F8E4M3FNUZ>(x, scale, zero)?,
+            DType::F8E5M2 => self.run_float::<small::F8E5M2>(x, scale, zero)?,
+            DType::F8E5M2FNUZ => self.run_float::<small::F8E5M2FNUZ>(x, scale, zero)?,
+            DType::F4E2M1 => self.run_float::<small::F4E2M1>(x, scale, zero)?,
             other => return Err(Fault::unimplemented(format_args!("DequantizeLinear from {other}"))),
         };
         Ok(vec![rounded(y, self.output_dtype.unwrap_or(scale.dtype()))])
@@ -202,7 +267,7 @@ fn integers(zero: &Array) -> Option<Vec<i32>> {
 }
 
 /// The zero points as many as there are scales.
-fn zero_points<Q: Quantized + Element>(zero: Option<&Array>, scale: &Array) -> Result<Vec<Q>, Fault> {
+fn zero_points<Q: Copy + Default + Element>(zero: Option<&Array>, scale: &Array) -> Result<Vec<Q>, Fault> {
     match zero {
         None => Ok(vec![Q::default(); scale.len()]),
         Some(zero) if zero.len() == scale.len() => Ok(zero.slice::<Q>()?.to_vec()),

@@ -15,7 +15,7 @@ use crate::fail;
 use crate::ir::{Array, Dim, TensorType};
 use number::Number;
 
-mod number;
+pub(super) mod number;
 
 const fn def(name: &'static str, parse: fn(&mut Attrs) -> Result<Arc<dyn Op>, Fault>) -> OpDef {
     OpDef { domain: ONNX, name, since: 1, parse }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::operand::rounded;
 use super::slots::{dims, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
 use crate::error::Fault;
@@ -69,6 +70,12 @@ pub struct Resize {
     /// Interpolation.
     pub interpolation: Interpolation,
     coordinates: String,
+    /// Is only the region in input 1 resized?
+    crop: bool,
+    /// The value beyond the edges of the input, for a region that leaves it.
+    extrapolation: f32,
+    /// Does each output position take in all that it covers, when the extent shrinks?
+    antialias: bool,
     exclude_outside: bool,
     axes: Option<Vec<i64>>,
     policy: Policy,
@@ -96,13 +103,6 @@ impl Resize {
             "cubic" => Interpolation::Cubic(a),
             other => fail!("unknown mode {other}"),
         };
-        attrs.float("extrapolation_value", 0.0)?;
-        if attrs.flag("antialias", false)? && mode != "nearest" {
-            return Err(Fault::unimplemented("Resize with antialias"));
-        }
-        if coordinates == "tf_crop_and_resize" {
-            return Err(Fault::unimplemented("Resize with tf_crop_and_resize"));
-        }
         let policy = match attrs.string("keep_aspect_ratio_policy", "stretch")?.as_str() {
             "stretch" => Policy::Stretch,
             "not_larger" => Policy::NotLarger,
@@ -111,7 +111,10 @@ impl Resize {
         };
         Ok(Arc::new(Self {
             interpolation,
+            crop: coordinates == "tf_crop_and_resize",
             coordinates,
+            extrapolation: attrs.float("extrapolation_value", 0.0)?,
+            antialias: attrs.flag("antialias", false)?,
             exclude_outside: attrs.flag("exclude_outside", false)?,
             axes: attrs.opt_ints("axes")?,
             policy,
@@ -165,6 +168,24 @@ impl Resize {
         Ok(found)
     }
 
+    /// For each axis where the region starts and ends, as parts of its extent.
+    fn regions(&self, input: Option<&Array>, rank: usize) -> Result<Vec<(f64, f64)>, Fault> {
+        let mut regions = vec![(0.0, 1.0); rank];
+        let Some(region) = input.filter(|_| self.crop) else { return Ok(regions) };
+        let axes = match &self.axes {
+            Some(list) => super::slots::axes(list, rank)?,
+            None => (0..rank).collect(),
+        };
+        let bounds: Vec<f64> = region.to_f32()?.iter().map(|&v| v.into()).collect();
+        if bounds.len() != 2 * axes.len() {
+            fail!("a region of {} bounds for {} axes", bounds.len(), axes.len());
+        }
+        for (i, &axis) in axes.iter().enumerate() {
+            regions[axis] = (bounds[i], bounds[axes.len() + i]);
+        }
+        Ok(regions)
+    }
+
     /// The position in the input that output position `i` looks at.
     fn source(&self, i: usize, input: usize, output: usize, scale: f64) -> f64 {
         let (i, n) = (i as f64, input as f64);
@@ -172,37 +193,62 @@ impl Resize {
         match self.coordinates.as_str() {
             "asymmetric" => i / scale,
             "align_corners" if output <= 1 => 0.0,
-            "align_corners" => i * (n - 1.0) / (output as f64 - 1.0),
+            // The real extent: the output's may have been rounded down.
+            "align_corners" => i * (n - 1.0) / (n * scale - 1.0),
             "pytorch_half_pixel" if output <= 1 => 0.0,
             "half_pixel_symmetric" => n / 2.0 * (1.0 - output as f64 / (scale * n)) + half_pixel,
             _ => half_pixel,
         }
     }
 
-    /// The input positions and weights that make one output position.
-    fn taps(&self, i: usize, input: usize, output: usize, scale: f64) -> Vec<(usize, f32)> {
-        let x = self.source(i, input, output, scale);
-        let clamp = |p: f64| p.clamp(0.0, input as f64 - 1.0) as usize;
-        let floor = x.floor();
-        let t = x - floor;
-        let weights: Vec<f64> = match self.interpolation {
-            Interpolation::Nearest(rounding) => {
-                let nearest = match rounding {
-                    Rounding::PreferFloor => (x - 0.5).ceil(),
-                    Rounding::PreferCeil => (x + 0.5).floor(),
-                    Rounding::Floor => floor,
-                    Rounding::Ceil => x.ceil(),
+    /// The weights of the input positions around a place, and how far below the first of them lies. With antialiasing
+    /// the kernel is as wide as the output position.
+    fn weights(&self, t: f64, scale: f64) -> (f64, Vec<f64>) {
+        let scale = if self.antialias { scale.min(1.0) } else { 1.0 };
+        let (reach, kernel): (f64, &dyn Fn(f64) -> f64) = match self.interpolation {
+            Interpolation::Cubic(a) => (2.0, &move |d: f64| match d.abs() {
+                d if d <= 1.0 => ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0,
+                d if d < 2.0 => ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a,
+                _ => 0.0,
+            }),
+            _ => (1.0, &|d: f64| (1.0 - d.abs()).max(0.0)),
+        };
+        let start = (-reach / scale).floor() + 1.0;
+        let count = (2.0 - 2.0 * start) as usize;
+        let weights: Vec<f64> = (0..count).map(|k| kernel((start + k as f64 - t) * scale)).collect();
+        let total: f64 = if self.antialias { weights.iter().sum() } else { 1.0 };
+        (start, weights.into_iter().map(|w| w / total).collect())
+    }
+
+    /// The input positions and weights that make one output position; none beyond the edges of a region.
+    fn taps(&self, i: usize, input: usize, (output, scale): (usize, f64), region: (f64, f64)) -> Vec<(usize, f32)> {
+        let x = match self.crop {
+            false => self.source(i, input, output, scale),
+            true => {
+                let (last, (start, end)) = (input as f64 - 1.0, region);
+                let x = match output {
+                    0 | 1 => 0.5 * (start + end) * last,
+                    _ => start * last + i as f64 * (end - start) * last / (output as f64 - 1.0),
                 };
-                return vec![(clamp(nearest), 1.0)];
-            }
-            Interpolation::Linear => vec![1.0 - t, t],
-            Interpolation::Cubic(a) => {
-                let near = |d: f64| ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0;
-                let far = |d: f64| ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a;
-                vec![far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
+                if !(0.0..=last).contains(&x) {
+                    return Vec::new();
+                }
+                x
             }
         };
-        let first = floor - (weights.len() / 2 - 1) as f64;
+        let clamp = |p: f64| p.clamp(0.0, input as f64 - 1.0) as usize;
+        let floor = x.floor();
+        if let Interpolation::Nearest(rounding) = self.interpolation {
+            let nearest = match rounding {
+                Rounding::PreferFloor => (x - 0.5).ceil(),
+                Rounding::PreferCeil => (x + 0.5).floor(),
+                Rounding::Floor => floor,
+                Rounding::Ceil => x.ceil(),
+            };
+            return vec![(clamp(nearest), 1.0)];
+        }
+        let (start, weights) = self.weights(x - floor, scale);
+        let first = floor + start;
         let mut taps: Vec<(usize, f64)> = Vec::with_capacity(weights.len());
         for (k, w) in weights.into_iter().enumerate() {
             let position = first + k as f64;
@@ -250,17 +296,19 @@ impl Op for Resize {
         };
         let sizes = given(3).filter(|_| scales.is_none()).map(Array::to_i64).transpose()?;
         let extents = self.extents(x.shape(), scales, sizes)?;
+        let regions = self.regions(given(1), x.rank())?;
         let mut current = x.clone();
         for (axis, &(output, scale)) in extents.iter().enumerate() {
             let input = x.shape()[axis];
-            if output == input && scale == 1.0 {
+            if output == input && scale == 1.0 && !self.crop {
                 continue;
             }
             if input == 0 {
                 fail!("axis {axis} has no elements to resize");
             }
-            let taps: Vec<_> = (0..output).map(|i| self.taps(i, input, output, scale)).collect();
-            current = along(&current, axis, &taps)?;
+            let region = regions.get(axis).copied().unwrap_or((0.0, 1.0));
+            let taps: Vec<_> = (0..output).map(|i| self.taps(i, input, (output, scale), region)).collect();
+            current = along(&current, axis, &taps, self.extrapolation)?;
         }
         Ok(vec![current])
     }
@@ -273,8 +321,8 @@ impl Op for Resize {
     }
 }
 
-/// Resamples one axis.
-fn along(x: &Array, axis: usize, taps: &[Vec<(usize, f32)>]) -> Result<Array, Fault> {
+/// Resamples one axis; positions without taps get the value for what lies outside.
+fn along(x: &Array, axis: usize, taps: &[Vec<(usize, f32)>], outside: f32) -> Result<Array, Fault> {
     let (outer, input, inner) = super::slots::around(x.shape(), axis);
     let mut shape = x.shape().to_vec();
     shape[axis] = taps.len();
@@ -287,6 +335,9 @@ fn along(x: &Array, axis: usize, taps: &[Vec<(usize, f32)>]) -> Result<Array, Fa
     let mut out = vec![0f32; outer * taps.len() * inner];
     for (block, target) in values.chunks_exact((input * inner).max(1)).zip(out.chunks_exact_mut((taps.len() * inner).max(1))) {
         for (row, taps) in target.chunks_exact_mut(inner.max(1)).zip(taps) {
+            if taps.is_empty() {
+                row.fill(outside);
+            }
             for &(position, weight) in taps {
                 let source = &block[position * inner..(position + 1) * inner];
                 row.iter_mut().zip(source).for_each(|(y, x)| *y += weight * x);
@@ -294,7 +345,7 @@ fn along(x: &Array, axis: usize, taps: &[Vec<(usize, f32)>]) -> Result<Array, Fa
         }
     }
     match x {
-        Array::F32(_) => Array::new(&shape, out),
+        Array::F32(_) | Array::F16(_) | Array::BF16(_) => Ok(rounded(Array::new(&shape, out)?, x.dtype())),
         other => Err(Fault::unimplemented(format_args!("interpolation of {}", other.dtype()))),
     }
 }

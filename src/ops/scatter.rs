@@ -10,6 +10,7 @@ use super::{Attrs, ONNX, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Fact, Op, TensorType, with_array};
+use crate::ir::small;
 
 type Parsed = Result<Arc<dyn Op>, Fault>;
 
@@ -77,15 +78,20 @@ reduce!(f32, f64, f16, bf16; |x, u| x + u, |x, u| x * u);
 reduce!(i8, i16, i32, i64, u8, u16, u32, u64; |x: Self, u| x.wrapping_add(u), |x: Self, u| x.wrapping_mul(u));
 reduce!(bool; |x, u| x | u, |x, u| x & u);
 
-impl Reduce for String {
-    fn reduce(&mut self, update: &Self, reduction: Reduction) -> Result<(), Fault> {
-        match reduction {
-            Reduction::None => self.clone_from(update),
-            _ => fail!("strings cannot be reduced"),
+macro_rules! replace_only {
+    ($($t:ty),*) => { $(impl Reduce for $t {
+        fn reduce(&mut self, update: &Self, reduction: Reduction) -> Result<(), Fault> {
+            match reduction {
+                Reduction::None => self.clone_from(update),
+                _ => fail!("elements of this type cannot be reduced"),
+            }
+            Ok(())
         }
-        Ok(())
-    }
+    })* };
 }
+
+replace_only!(String, small::F8E4M3FN, small::F8E4M3FNUZ, small::F8E5M2, small::F8E5M2FNUZ, small::F8E8M0);
+replace_only!(small::F4E2M1, small::U4, small::I4, small::U2, small::I2);
 
 /// A copy of `data` in which the rows of `inner` elements met the rows of `updates`, in order.
 fn scatter(

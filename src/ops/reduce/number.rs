@@ -146,4 +146,4 @@ macro_rules! dispatch {
         }
     }};
 }
-pub(super) use dispatch;
+pub(in crate::ops) use dispatch;
