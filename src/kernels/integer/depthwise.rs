@@ -83,6 +83,7 @@ impl Depthwise {
             dilation: last.dilation,
         };
         let size: usize = extents.iter().product();
+        let copies = Copies::new(axes, &extents);
         u8::scratch(size.max(windows.room()), |plane| {
             plane.fill(x.pad ^ x.flip);
             let channels = w.offsets.len();
@@ -90,7 +91,7 @@ impl Depthwise {
                 let channel = index % channels;
                 if channel.is_multiple_of(self.output) {
                     let source = &x.planes[index / self.output * plane_in..][..plane_in];
-                    fill(axes, &extents, source, x.flip, &mut plane[..size]);
+                    copies.run(source, x.flip, plane);
                 }
                 let own = DepthwiseChannel {
                     weights: &self.quads[channel * count..][..count],
@@ -104,25 +105,42 @@ impl Depthwise {
     }
 }
 
-/// Copies a plane into the middle of a padded one.
+/// How a plane is copied into the middle of a padded one.
 #[cfg(target_arch = "x86_64")]
-fn fill(axes: &[Axis], extents: &[usize], source: &[u8], flip: u8, plane: &mut [u8]) {
-    let Some((last, outer)) = axes.split_last() else { return };
-    let width = extents[outer.len()];
-    let used = last.input.min(width.saturating_sub(last.begin));
-    let mut rows = plane.chunks_exact_mut(width);
-    each_index(&extents[..outer.len()], |index| {
-        let Some(row) = rows.next() else { return };
-        let line = index.iter().zip(outer).try_fold(0, |line, (i, a)| {
-            i.checked_sub(a.begin).filter(|&p| p < a.input).map(|p| line * a.input + p)
+struct Copies {
+    /// Where each row comes from and goes to.
+    rows: Vec<(usize, usize)>,
+    /// Bytes of a row.
+    width: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Copies {
+    fn new(axes: &[Axis], extents: &[usize]) -> Self {
+        let mut copies = Self { rows: Vec::new(), width: 0 };
+        let (Some((last, outer)), Some((&width, lines))) = (axes.split_last(), extents.split_last()) else {
+            return copies;
+        };
+        copies.width = last.input.min(width.saturating_sub(last.begin));
+        let mut target = last.begin;
+        each_index(lines, |index| {
+            let line = index.iter().zip(outer).try_fold(0, |line, (i, a)| {
+                i.checked_sub(a.begin).filter(|&p| p < a.input).map(|p| line * a.input + p)
+            });
+            copies.rows.extend(line.filter(|_| copies.width > 0).map(|line| (line * last.input, target)));
+            target += width;
         });
-        let Some(line) = line else { return };
-        let from = &source[line * last.input..][..used];
-        let to = &mut row[last.begin.min(width)..][..used];
-        if flip == 0 {
-            to.copy_from_slice(from);
-        } else {
-            to.iter_mut().zip(from).for_each(|(t, s)| *t = s ^ flip);
+        copies
+    }
+
+    fn run(&self, source: &[u8], flip: u8, plane: &mut [u8]) {
+        for &(from, to) in &self.rows {
+            let (from, to) = (&source[from..][..self.width], &mut plane[to..][..self.width]);
+            if flip == 0 {
+                to.copy_from_slice(from);
+            } else {
+                to.iter_mut().zip(from).for_each(|(t, s)| *t = s ^ flip);
+            }
         }
-    });
+    }
 }

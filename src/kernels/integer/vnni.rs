@@ -119,8 +119,7 @@ impl Finish<'_> {
                     };
                     let sum = _mm512_loadu_epi32(sums.as_ptr().add(at));
                     let bytes = requantized(sum, offset, scale, &range);
-                    let target = out.as_mut_ptr().add(row * stride + at);
-                    _mm512_mask_cvtepi32_storeu_epi8(target.cast(), mask, bytes);
+                    store(out.as_mut_ptr().add(row * stride + at), bytes, columns - at);
                 }
             }
         }
@@ -135,6 +134,23 @@ fn requantized(sum: __m512i, offset: __m512i, scale: __m512, range: &ByteRange) 
     // The second operand is returned for NaN: NaN becomes the lowest value.
     let v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(range.low)), _mm512_set1_ps(range.high));
     _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(range.zero))
+}
+
+/// Stores the low bytes of the first `count` lanes, or of all.
+///
+/// # Safety
+/// There must be room for as many bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store(out: *mut u8, lanes_of_bytes: __m512i, count: usize) {
+    // SAFETY: the caller has room for the bytes that are stored. Without a mask the store is several times faster.
+    unsafe {
+        if count >= LANES {
+            _mm_storeu_si128(out.cast(), _mm512_cvtepi32_epi8(lanes_of_bytes));
+        } else {
+            _mm512_mask_cvtepi32_storeu_epi8(out.cast(), lanes(count), lanes_of_bytes);
+        }
+    }
 }
 
 /// The mask of the first `count` lanes.
@@ -196,21 +212,26 @@ impl DepthwiseWindows {
         // SAFETY: the array has 64 bytes.
         let indices = unsafe { _mm512_loadu_si512(indices.as_ptr().cast()) };
         let (offset, scale) = (_mm512_set1_epi32(channel.offset), _mm512_set1_ps(channel.scale));
+        // A load that crosses cache lines is slow, so half of it is left out where it is not needed.
+        let near = (LANES - 1) * self.stride + 3 * self.dilation < CELL / 2;
         for (&start, out) in self.rows.iter().zip(out.chunks_exact_mut(self.width.max(1))) {
             for at in (0..out.len()).step_by(LANES) {
                 let mut sum = _mm512_setzero_si512();
                 for (&quad, &weights) in self.quads.iter().zip(channel.weights) {
                     // SAFETY: 64 bytes from the furthest of these places lie inside the plane, as `room` counts.
                     let bytes = unsafe {
-                        _mm512_loadu_si512(plane.as_ptr().add(start + quad + at * self.stride).cast())
+                        let place = plane.as_ptr().add(start + quad + at * self.stride);
+                        match near {
+                            true => _mm512_castsi256_si512(_mm256_loadu_si256(place.cast())),
+                            false => _mm512_loadu_si512(place.cast()),
+                        }
                     };
                     let windows = _mm512_permutexvar_epi8(indices, bytes);
                     sum = _mm512_dpbusd_epi32(sum, windows, _mm512_set1_epi32(weights));
                 }
                 let bytes = requantized(sum, offset, scale, &channel.range);
-                let mask = lanes(out.len() - at);
-                // SAFETY: the mask leaves only lanes inside `out`.
-                unsafe { _mm512_mask_cvtepi32_storeu_epi8(out.as_mut_ptr().add(at).cast(), mask, bytes) };
+                // SAFETY: no more lanes are stored than are left in `out`.
+                unsafe { store(out.as_mut_ptr().add(at), bytes, out.len() - at) };
             }
         }
     }
