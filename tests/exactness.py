@@ -224,6 +224,36 @@ def binary(kind):
     return case
 
 
+def fma(a, b, c):
+    return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+
+
+def telling(a, b, parameters):
+    """Would these scales show a sum whose constant part is not computed with one rounding less?"""
+    (sa, za), (sb, zb), (sc, zc) = ((scale, np.float32(zero)) for scale, zero in parameters)
+    ra, rb = sa / sc, sb / sc
+    sums = [fma(a, ra, fma(b, rb, zc - part)) for part in (ra * za + rb * zb, fma(ra, za, rb * zb))]
+    first, second = (np.rint(v).clip(0, 255) for v in sums)
+    return bool((first != second).any())
+
+
+def pairs(kind):
+    """Every pair of bytes, with scales for which some of them fall so close to a tie that roundings tell."""
+
+    def case(g):
+        a, b = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+        draw = lambda low, high: g.parameters(scale=g.rng.uniform(low, high), zero=g.rng.integers(90, 160))
+        for _ in range(100):
+            parameters = [draw(0.05, 0.2), draw(0.05, 0.3), draw(0.1, 0.4)]
+            if kind != "Add" or telling(a, b, parameters):
+                break
+        x, y = (g.dequantize(g.input(v), p) for v, p in zip((a, b), parameters))
+        g.result(g.op(kind, x, y), parameters[2])
+        return f"QLinear{kind}"
+
+    return case
+
+
 def concat(g):
     rng = g.rng
     shape = [int(v) for v in rng.integers(1, 7, 3)]
@@ -322,6 +352,7 @@ def movement(g):
 CASES = {
     "Conv": (conv, True), "Conv int8": (signed_conv, True), "MatMul": (matmul, True), "MatMul real": (real_matmul, None),
     "Gemm": (gemm, True), "Gemm real": (real_gemm, None), "Add": (binary("Add"), False), "Mul": (binary("Mul"), False),
+    "Add pairs": (pairs("Add"), False), "Mul pairs": (pairs("Mul"), False),
     "Concat": (concat, False), "Sigmoid": (sigmoid, False), "LeakyRelu": (leaky_relu, False),
     "Softmax": (softmax, True), "AveragePool": (average_pool, True), "GlobalAveragePool": (global_average_pool, True),
     "MaxPool": (max_pool, False), "Where": (where, False), "Resize": (resize, False), "Split": (split, False),
