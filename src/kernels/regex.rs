@@ -2,7 +2,8 @@
 //! with the text's length only.
 //!
 //! An expression becomes a small program (Thompson's construction) whose threads step through the text together.
-//! Known are literals, `.`, classes, `\d \w \s` and their opposites, groups, `|`, `* + ? {m,n}` and the anchors.
+//! Known are literals, `.`, classes, `\d \w \s` and their opposites, groups, `|`, `* + ? {m,n}`, the anchors and the
+//! borders of words.
 
 use crate::error::Fault;
 use crate::fail;
@@ -27,6 +28,8 @@ enum Step {
     Start,
     /// The text must end here.
     End,
+    /// A word must begin or end here, or must not.
+    Border(bool),
     Match,
 }
 
@@ -72,6 +75,7 @@ enum Node {
     One(Set),
     Start,
     End,
+    Border(bool),
     All(Vec<Node>),
     Any(Vec<Node>),
     Repeat(Box<Node>, usize, Option<usize>),
@@ -131,6 +135,7 @@ impl Parser<'_> {
                 inner
             }
             '\\' => match self.rest.next() {
+                Some(letter @ ('b' | 'B')) => Node::Border(letter == 'b'),
                 Some(letter) => Node::One(Set::escaped(letter)?),
                 None => fail!("a regular expression ends in a backslash"),
             },
@@ -230,6 +235,7 @@ impl Regex {
             Node::One(set) => self.steps.push(Step::One(set.clone())),
             Node::Start => self.steps.push(Step::Start),
             Node::End => self.steps.push(Step::End),
+            Node::Border(is) => self.steps.push(Step::Border(*is)),
             Node::All(parts) => parts.iter().try_for_each(|part| self.emit(part))?,
             Node::Any(ways) => {
                 let mut ends = Vec::new();
@@ -268,13 +274,13 @@ impl Regex {
     /// Does the expression describe the whole text?
     pub fn matches(&self, text: &str) -> bool {
         let mut threads = vec![false; self.steps.len()];
-        self.follow(0, (true, text.is_empty()), &mut threads);
-        let mut rest = text.chars();
+        let mut rest = text.chars().peekable();
+        self.follow(0, (None, rest.peek().copied()), &mut threads);
         while let Some(c) = rest.next() {
             let mut next = vec![false; self.steps.len()];
             for (at, step) in self.steps.iter().enumerate().filter(|(at, _)| threads[*at]) {
                 if matches!(step, Step::One(set) if set.contains(c)) {
-                    self.follow(at + 1, (false, rest.as_str().is_empty()), &mut next);
+                    self.follow(at + 1, (Some(c), rest.peek().copied()), &mut next);
                 }
             }
             threads = next;
@@ -282,8 +288,9 @@ impl Regex {
         threads.last() == Some(&true)
     }
 
-    /// Adds a thread, and those that it becomes without taking a character.
-    fn follow(&self, start: usize, (first, last): (bool, bool), threads: &mut [bool]) {
+    /// Adds a thread, and those that it becomes without taking a character; `before` and `after` stand around it.
+    fn follow(&self, start: usize, (before, after): (Option<char>, Option<char>), threads: &mut [bool]) {
+        let word = |c: Option<char>| c.is_some_and(|c| c == '_' || c.is_ascii_alphanumeric());
         let mut open = vec![start];
         while let Some(at) = open.pop() {
             if std::mem::replace(&mut threads[at], true) {
@@ -292,8 +299,9 @@ impl Regex {
             match &self.steps[at] {
                 Step::Split(a, b) => open.extend([*a, *b]),
                 Step::Jump(to) => open.push(*to),
-                Step::Start if first => open.push(at + 1),
-                Step::End if last => open.push(at + 1),
+                Step::Start if before.is_none() => open.push(at + 1),
+                Step::End if after.is_none() => open.push(at + 1),
+                Step::Border(is) if (word(before) != word(after)) == *is => open.push(at + 1),
                 _ => {}
             }
         }
@@ -321,6 +329,9 @@ mod tests {
         check(r"^\w+@[\w.-]+$", &["a_b@c-d.e"], &["@c", "a@", "a b@c"]);
         check("(?:a?){30}a{30}", &[&"a".repeat(30), &"a".repeat(45)], &[&"a".repeat(29)]);
         check("(a*)*b", &["b", "aab"], &["a"]);
+        check(r"a\b \bb\b", &["a b"], &["a  b"]);
+        check(r"a\Bb", &["ab"], &["a", "a b"]);
+        check(r"\bword\b", &["word"], &["words"]);
         check(".", &["é", "x"], &["\n", ""]);
         check("x{,2}", &["x{,2}"], &["x"]);
     }
