@@ -2,7 +2,7 @@
 //! learnt when the graph is interpreted, and what contradicts itself is reported.
 
 use crate::interpret::node_label;
-use crate::ir::{Dim, Fact, Graph, NodeId, TensorType, schedule};
+use crate::ir::{Body, DType, Dim, Fact, Graph, NodeId, TensorType, ValueId, schedule};
 
 /// Infers the types of all values, bodies included. Returns what was found to contradict itself.
 pub fn infer(graph: &mut Graph) -> Vec<String> {
@@ -21,6 +21,7 @@ pub fn infer(graph: &mut Graph) -> Vec<String> {
             Err(warning) => warnings.push(warning),
         }
         infer_bodies(graph, id, &mut warnings);
+        infer_from_bodies(graph, id);
     }
     warnings
 }
@@ -40,8 +41,15 @@ fn infer_bodies(graph: &mut Graph, id: NodeId, warnings: &mut Vec<String>) {
     }
     let known: Vec<(String, Option<TensorType>)> =
         graph.captures_of(id).iter().map(|&v| (graph.name(v).to_string(), graph.ty(v).cloned())).collect();
+    let dtype = |v: Option<ValueId>| v.and_then(|v| graph.ty(v)).map(|t| t.dtype);
+    let given: Vec<Option<DType>> = graph.inputs_of(id).into_iter().map(dtype).collect();
     let mut bodies = std::mem::take(&mut graph.node_mut(id).bodies);
     for body in &mut bodies {
+        // The inputs of a Loop's or Scan's body are those of the node, whatever the body declares.
+        for (inner, dtype) in body.graph.inputs.clone().into_iter().zip(&given) {
+            let ty = &mut body.graph.value_mut(inner).ty;
+            *ty = ty.take().or(dtype.map(TensorType::unranked));
+        }
         for (name, ty) in &known {
             if let Some(inner) = body.graph.find(name) {
                 body.graph.value_mut(inner).ty = ty.clone();
@@ -50,6 +58,17 @@ fn infer_bodies(graph: &mut Graph, id: NodeId, warnings: &mut Vec<String>) {
         warnings.extend(infer(&mut body.graph));
     }
     graph.node_mut(id).bodies = bodies;
+}
+
+/// Outputs of control flow have the element types of what the bodies return.
+fn infer_from_bodies(graph: &mut Graph, id: NodeId) {
+    let skip = usize::from(graph.node(id).is("Loop")); // its body returns the condition first
+    for (slot, value) in graph.outputs_of(id).into_iter().enumerate() {
+        let Some(value) = value.filter(|&v| graph.ty(v).is_none()) else { continue };
+        let returned = |body: &Body| body.graph.ty(*body.graph.outputs.get(slot + skip)?).map(|t| t.dtype);
+        let dtype = graph.node(id).bodies.iter().find_map(returned);
+        graph.value_mut(value).ty = dtype.map(TensorType::unranked);
+    }
 }
 
 /// What was inferred, completed by what was declared. A declaration never overrides: files carry wrong ones.

@@ -1,8 +1,12 @@
-//! Raising the opset: per-channel DequantizeLinear needs version 13 and file format 7.
+//! Raising the opset: per-channel DequantizeLinear needs version 13, half-precision scales 19, blocks and 4 bits 21,
+//! and bfloat16 in most operators 22.
 //!
-//! Between versions 7 and 13 a number of operators moved attributes to inputs, and a few changed their meaning. Each is
-//! rewritten in place to its form of version 13, in the main graph and in every body; a model that is recent enough is
-//! left as it is. The version history is in <https://onnx.ai/onnx/repo-docs/Changelog.html>.
+//! Between versions a number of operators moved attributes to inputs, and a few changed their meaning. Each is
+//! rewritten in place to its form of the version asked for, in the main graph and in every body: those that changed up
+//! to version 13 here, the others in [`later`]. A model that is recent enough is left as it is. The version history is
+//! in <https://onnx.ai/onnx/repo-docs/Changelog.html>.
+
+mod later;
 
 use crate::error::{Error, Fault};
 use crate::interpret::node_label;
@@ -15,8 +19,11 @@ use super::{infer, node};
 /// The oldest opset that the rewrites below start from.
 const OLDEST: i64 = 7;
 
-/// The file format that opset 13 belongs to.
-const IR_VERSION: i64 = 7;
+/// File formats by the first opset that belongs to each.
+const IR_VERSIONS: [(i64, i64); 4] = [(13, 7), (15, 8), (19, 9), (21, 10)];
+
+/// What [`later`] knows the way to.
+const NEWEST: i64 = 22;
 
 /// Raises the model to at least this opset of the ONNX domain.
 pub fn upgrade(model: &mut Model, opset: i64) -> Result<(), Error> {
@@ -29,8 +36,9 @@ pub fn upgrade(model: &mut Model, opset: i64) -> Result<(), Error> {
         return Err(fault.at("opset"));
     }
     if from < opset {
+        debug_assert!(opset <= NEWEST);
         infer(&mut model.graph); // Softmax needs to know ranks
-        convert_graph(&mut model.graph, from)
+        convert_graph(&mut model.graph, from, opset)
             .map_err(|f| f.at(format_args!("raising opset {from} to {opset}")))?;
         let key = if model.opsets.contains_key(ONNX) { ONNX } else { "ai.onnx" };
         model.opsets.insert(key.into(), opset);
@@ -38,11 +46,12 @@ pub fn upgrade(model: &mut Model, opset: i64) -> Result<(), Error> {
             Model { graph: Graph::default(), opsets: model.opsets.clone(), rest: Default::default() };
         reparse(&mut model.graph, &header);
     }
-    if model.ir_version() < IR_VERSION {
+    let format = IR_VERSIONS.iter().rev().find(|(first, _)| *first <= opset).map_or(0, |(_, format)| *format);
+    if model.ir_version() < format {
         if model.ir_version() < 4 {
             close_inputs(&mut model.graph);
         }
-        model.rest.ir_version = Some(IR_VERSION);
+        model.rest.ir_version = Some(format);
     }
     Ok(())
 }
@@ -67,68 +76,21 @@ fn reparse(graph: &mut Graph, header: &Model) {
     }
 }
 
-fn convert_graph(graph: &mut Graph, from: i64) -> Result<(), Fault> {
+fn convert_graph(graph: &mut Graph, from: i64, to: i64) -> Result<(), Fault> {
     let ids: Vec<NodeId> = graph.nodes().collect();
     for id in ids {
-        if matches!(graph.node(id).domain.as_str(), "" | "ai.onnx") {
-            let place = format!("node `{}` ({})", node_label(graph, id), graph.node(id).op_type);
-            convert(graph, id, from).map_err(|f| Fault::new(format!("{place}: {f}")))?;
-        }
         let mut bodies = std::mem::take(&mut graph.node_mut(id).bodies);
         for body in &mut bodies {
-            convert_graph(&mut body.graph, from)?;
+            convert_graph(&mut body.graph, from, to)?;
             graph.reserve(body.graph.all_names());
         }
         graph.node_mut(id).bodies = bodies;
-    }
-    Ok(())
-}
-
-fn convert(graph: &mut Graph, id: NodeId, from: i64) -> Result<(), Fault> {
-    let op_type = graph.node(id).op_type.clone();
-    let mut change = Change { graph, id };
-    match op_type.as_str() {
-        "Squeeze" | "Unsqueeze" | "ReduceSum" => change.ints_to_input("axes", 1),
-        "Split" => change.ints_to_input("split", 1),
-        "Softmax" | "LogSoftmax" | "Hardmax" => change.softmax()?,
-        "Dropout" if from < 12 => {
-            change.take("ratio");
+        if matches!(graph.node(id).domain.as_str(), "" | "ai.onnx") {
+            let place = format!("node `{}` ({})", node_label(graph, id), graph.node(id).op_type);
+            let mut change = Change { graph, id };
+            let done = change.up_to_13(from).and_then(|()| change.beyond_13(from, to));
+            done.map_err(|f| Fault::new(format!("{place}: {f}")))?;
         }
-        "Clip" if from < 11 => {
-            let bounds = [change.take("min"), change.take("max")];
-            for (slot, bound) in bounds.into_iter().enumerate() {
-                if let Some(value) = bound.and_then(|a| a.f) {
-                    change.input("bound", slot + 1, Array::scalar(value));
-                }
-            }
-        }
-        "Pad" if from < 11 => {
-            let value = change.take("value").and_then(|a| a.f).unwrap_or(0.0);
-            change.ints_to_input("pads", 1);
-            if value != 0.0 {
-                change.input("value", 2, Array::scalar(value));
-            }
-        }
-        "Slice" if from < 10 => {
-            let axes = change.take("axes");
-            change.ints_to_input("starts", 1);
-            change.ints_to_input("ends", 2);
-            if let Some(axes) = axes {
-                change.input("axes", 3, Array::vector(axes.ints));
-            }
-        }
-        "TopK" if from < 10 => {
-            if let Some(k) = change.take("k").and_then(|a| a.i) {
-                change.input("k", 1, Array::vector(vec![k]));
-            }
-        }
-        "Upsample" => change.upsample(),
-        "Resize" if from < 11 => change.resize(1),
-        "BatchNormalization" if change.take("spatial").and_then(|a| a.i) == Some(0) => {
-            return Err("spatial=0 has no later form".into());
-        }
-        "Scatter" if from < 11 => change.graph.node_mut(id).op_type = "ScatterElements".into(),
-        _ => {}
     }
     Ok(())
 }
@@ -140,6 +102,64 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
+    /// The name of the node, for the constants made for it.
+    fn label(&self) -> String {
+        node_label(self.graph, self.id)
+    }
+
+    /// Forms that changed up to version 13.
+    fn up_to_13(&mut self, from: i64) -> Result<(), Fault> {
+        if from >= 13 {
+            return Ok(());
+        }
+        let (id, change) = (self.id, self);
+        let op_type = change.graph.node(id).op_type.clone();
+        match op_type.as_str() {
+            "Squeeze" | "Unsqueeze" | "ReduceSum" => change.ints_to_input("axes", 1),
+            "Split" => change.ints_to_input("split", 1),
+            "Softmax" | "LogSoftmax" | "Hardmax" => change.softmax()?,
+            "Dropout" if from < 12 => {
+                change.take("ratio");
+            }
+            "Clip" if from < 11 => {
+                let bounds = [change.take("min"), change.take("max")];
+                for (slot, bound) in bounds.into_iter().enumerate() {
+                    if let Some(value) = bound.and_then(|a| a.f) {
+                        change.input("bound", slot + 1, Array::scalar(value));
+                    }
+                }
+            }
+            "Pad" if from < 11 => {
+                let value = change.take("value").and_then(|a| a.f).unwrap_or(0.0);
+                change.ints_to_input("pads", 1);
+                if value != 0.0 {
+                    change.input("value", 2, Array::scalar(value));
+                }
+            }
+            "Slice" if from < 10 => {
+                let axes = change.take("axes");
+                change.ints_to_input("starts", 1);
+                change.ints_to_input("ends", 2);
+                if let Some(axes) = axes {
+                    change.input("axes", 3, Array::vector(axes.ints));
+                }
+            }
+            "TopK" if from < 10 => {
+                if let Some(k) = change.take("k").and_then(|a| a.i) {
+                    change.input("k", 1, Array::vector(vec![k]));
+                }
+            }
+            "Upsample" => change.upsample(),
+            "Resize" if from < 11 => change.resize(1),
+            "BatchNormalization" if change.take("spatial").and_then(|a| a.i) == Some(0) => {
+                return Err("spatial=0 has no later form".into());
+            }
+            "Scatter" if from < 11 => change.graph.node_mut(id).op_type = "ScatterElements".into(),
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Removes an attribute.
     fn take(&mut self, name: &str) -> Option<Attribute> {
         let attributes = &mut self.graph.node_mut(self.id).attributes;
