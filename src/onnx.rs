@@ -7,6 +7,7 @@ mod emit;
 mod external;
 mod function;
 mod import;
+mod inline;
 pub mod text;
 
 use std::fs::{self, File};
@@ -44,17 +45,32 @@ pub struct Source {
 
 /// Reads a model file.
 pub fn read(path: &Path) -> Result<Source, Error> {
+    read_edited(path, &Ok)
+}
+
+/// What is done to a message before it becomes a graph.
+type MessageEdit<'a> = &'a dyn Fn(proto::ModelProto) -> Result<proto::ModelProto, Fault>;
+
+fn read_edited(path: &Path, edit: MessageEdit) -> Result<Source, Error> {
     let bytes = map(path).map_err(|f| f.at(path.display()))?;
     let beside = ExternalData::new(path.parent().unwrap_or(Path::new("")));
     let external = |tensor: &proto::TensorProto| beside.load(tensor);
     let (size, digest) = (bytes.len(), digest(&bytes));
-    let (model, lost_bytes) = decode(bytes, &external).map_err(|e| e.within(path.display()))?;
+    let (model, lost_bytes) = decode_edited(bytes, &external, edit).map_err(|e| e.within(path.display()))?;
     Ok(Source { model, size, digest, lost_bytes })
 }
 
 /// Reads a model file and refuses a graph that breaks the rules.
 pub fn read_valid(path: &Path) -> Result<Source, Error> {
-    let source = read(path)?;
+    valid(path, read(path)?)
+}
+
+/// The same, with the model's functions in place of their calls.
+pub fn read_inlined(path: &Path) -> Result<Source, Error> {
+    valid(path, read_edited(path, &inline::inline)?)
+}
+
+fn valid(path: &Path, source: Source) -> Result<Source, Error> {
     match verify(&source.model).as_slice() {
         [] => Ok(source),
         faults => Err(Fault::new(faults.join("; ")).at("not a valid model").within(path.display())),
@@ -63,9 +79,14 @@ pub fn read_valid(path: &Path) -> Result<Source, Error> {
 
 /// Decodes a model from bytes; also the number of bytes that the schema has no field for.
 pub fn decode(bytes: Bytes, external: LoadExternal) -> Result<(Model, usize), Error> {
+    decode_edited(bytes, external, &Ok)
+}
+
+fn decode_edited(bytes: Bytes, external: LoadExternal, edit: MessageEdit) -> Result<(Model, usize), Error> {
     let what_is_it = |e: prost::DecodeError| not_a_model(&bytes, &e).at("not an ONNX model");
     let decoded = proto::decode(bytes.clone()).map_err(what_is_it)?;
-    Ok((import(decoded.model, external)?, decoded.lost_bytes))
+    let message = edit(decoded.model).map_err(|f| f.at("functions"))?;
+    Ok((import(message, external)?, decoded.lost_bytes))
 }
 
 /// Encodes a model; external data stays where it is.
