@@ -10,7 +10,8 @@ use crate::calibrate::read::{InputSpec, Samples, open_inputs};
 use crate::calibrate::run::Progress;
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
-use crate::ir::{Array, Graph};
+use crate::ir::{Array, DType, Graph};
+use crate::ops::operand::rounded;
 
 /// What both models compute from one sample: the outputs in the order of the pair.
 pub type Outputs<'a> = (&'a [Option<Array>], &'a [Option<Array>]);
@@ -19,8 +20,8 @@ pub type Outputs<'a> = (&'a [Option<Array>], &'a [Option<Array>]);
 pub struct Pair<'a> {
     reference: &'a Program,
     other: &'a Program,
-    /// For each input of the other, the reference's that it takes.
-    inputs: Vec<usize>,
+    /// For each input of the other, the reference's that it takes, and the type that it takes it in.
+    inputs: Vec<(usize, DType)>,
     /// Positions of each common output in both.
     outputs: Vec<(usize, usize)>,
     /// Names of the common outputs.
@@ -90,12 +91,13 @@ impl<'a> Pair<'a> {
     }
 
     fn inputs_of_other(&self, inputs: &[Array]) -> Vec<Array> {
-        self.inputs.iter().filter_map(|&i| inputs.get(i).cloned()).collect()
+        self.inputs.iter().filter_map(|&(i, dtype)| Some(rounded(inputs.get(i)?.clone(), dtype))).collect()
     }
 }
 
-/// For each input in `b`, the position in `a` of the one that it takes.
-fn match_inputs(a: &[InputSpec], b: &[InputSpec]) -> Result<Vec<usize>, Fault> {
+/// For each input in `b`, the position in `a` of the one that it takes, and the type in which it takes it: models of
+/// different precision are compared on the same real numbers.
+fn match_inputs(a: &[InputSpec], b: &[InputSpec]) -> Result<Vec<(usize, DType)>, Fault> {
     let position = |spec: &InputSpec| a.iter().position(|s| s.name == spec.name);
     let by_position = a.len() == b.len() && b.iter().all(|s| position(s).is_none());
     let mut matched = Vec::new();
@@ -104,7 +106,8 @@ fn match_inputs(a: &[InputSpec], b: &[InputSpec]) -> Result<Vec<usize>, Fault> {
         let Some((index, wanted)) = found.and_then(|i| Some((i, a.get(i)?))) else {
             crate::fail!("the second model has an input `{}` that the first has not", spec.name);
         };
-        if wanted.ty.dtype != spec.ty.dtype {
+        let (taken, given) = (spec.ty.dtype, wanted.ty.dtype);
+        if taken != given && !(taken.is_float() && given.is_float()) {
             crate::fail!(
                 "input `{}` is {} in the first model and {} in the second",
                 spec.name,
@@ -112,7 +115,7 @@ fn match_inputs(a: &[InputSpec], b: &[InputSpec]) -> Result<Vec<usize>, Fault> {
                 spec.ty
             );
         }
-        matched.push(index);
+        matched.push((index, taken));
     }
     Ok(matched)
 }

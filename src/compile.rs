@@ -1,6 +1,7 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use crate::calibrate::read::{self, Samples};
@@ -14,7 +15,7 @@ use crate::onnx;
 use crate::options::{Effort, Mode, Options};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
-use crate::quantize::{Plan, Target, insert, placement, plan, weight_only};
+use crate::quantize::{Half, Plan, Target, half, insert, placement, plan, weight_only};
 use crate::report::{Quantized, Report};
 use crate::tune::reconstruct::reconstruct;
 use crate::tune::{self, sensitivity};
@@ -28,30 +29,28 @@ const COMPARED: usize = 16;
 /// Compiles the model in `input` and writes the result to `output`, which is replaced whole or left as it was.
 pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> Result<Report, Error> {
     let started = Instant::now();
-    let source = onnx::read_valid(input)?;
     let mode = match (options.mode, &options.calib) {
         (Mode::Auto, Some(_)) => Mode::Static,
         (Mode::Auto, None) => Mode::WeightOnly,
         (mode, _) => mode,
     };
+    let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
     let mut model = source.model;
     if mode != Mode::None {
         let original = model.graph.clone();
         let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
-        passes::upgrade(&mut model, target.opset)?;
+        let half = options.half(mode);
+        let opset = half.as_ref().map_or(0, |half| half::opset(&model, half));
+        passes::upgrade(&mut model, target.opset.max(opset))?;
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
         report.passes(log);
-        let quantized = match mode {
-            Mode::Static => {
-                let samples = open_samples(&original, options)?;
-                report.samples(&samples);
-                let quantized = quantize_static(&mut model, &samples, &target, options, watch)?;
-                let compared = distances(&original, &model.graph, &samples, watch)?;
-                report.samples_warnings(&samples);
-                report.outputs(compared)?;
-                quantized
+        let samples = open_samples(&original, options, mode)?;
+        let quantized = match (mode, &samples, &half) {
+            (_, _, Some(half)) => halve(&mut model, samples.as_ref(), half, watch)?,
+            (Mode::Static, Some(samples), _) => {
+                quantize_static(&mut model, samples, &target, options, watch)?
             }
             _ => {
                 let (done, float) = weight_only::quantize(&mut model.graph, &options.filter)
@@ -59,6 +58,12 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
                 Quantized::weights(&model.graph, &done, &float)
             }
         };
+        if let Some(samples) = &samples {
+            report.samples(samples);
+            let compared = distances(&original, &model.graph, samples, watch)?;
+            report.samples_warnings(samples);
+            report.outputs(compared)?;
+        }
         report.quantized(quantized);
         passes::infer(&mut model.graph);
         passes::check(&model, "quantization")?;
@@ -71,8 +76,12 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     Ok(report)
 }
 
-fn open_samples(graph: &Graph, options: &Options) -> Result<Samples, Error> {
+/// The samples, if there are any; modes that cannot do without them say so.
+fn open_samples(graph: &Graph, options: &Options, mode: Mode) -> Result<Option<Samples>, Error> {
     let Some(path) = &options.calib else {
+        if mode != Mode::Static {
+            return Ok(None);
+        }
         let fault = Fault::new("static quantization needs samples").hint("give a directory with --calib");
         return Err(fault.at("--mode static"));
     };
@@ -81,7 +90,26 @@ fn open_samples(graph: &Graph, options: &Options) -> Result<Samples, Error> {
     if let Some(limit) = options.samples {
         samples.truncate(limit);
     }
-    Ok(samples)
+    Ok(Some(samples))
+}
+
+/// Half precision; with samples, what would leave its range stays float32.
+fn halve(
+    model: &mut Model,
+    samples: Option<&Samples>,
+    half: &Half,
+    watch: Watch,
+) -> Result<Quantized, Error> {
+    let ranges = match samples {
+        None => half::Ranges::new(),
+        Some(samples) => {
+            let steps = AtomicUsize::new(0);
+            let step = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
+            half::ranges(&model.graph, samples, &step)?
+        }
+    };
+    let done = half::convert(model, half, &ranges).map_err(|f| f.at("half precision"))?;
+    Ok(Quantized::half(done))
 }
 
 fn quantize_static(
@@ -93,9 +121,8 @@ fn quantize_static(
 ) -> Result<Quantized, Error> {
     let graph = &mut model.graph;
     let program = Program::new(graph)?;
-    let steps = std::sync::atomic::AtomicUsize::new(0);
-    let progress =
-        || watch("calibrating", 1 + steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed), samples.len());
+    let steps = AtomicUsize::new(0);
+    let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
     let calibration = calibrate(&program, &watched(graph), samples, &progress)?;
     drop(program);
     let seen = &calibration.seen;
@@ -134,8 +161,8 @@ fn distances(
     let (a, b) = (Program::new(original)?, Program::new(quantized)?);
     let count = samples.len().min(COMPARED);
     let indices: Vec<usize> = (0..count).map(|i| i * samples.len() / count).collect();
-    let steps = std::sync::atomic::AtomicUsize::new(0);
-    let progress = || watch("comparing", 1 + steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed), count);
+    let steps = AtomicUsize::new(0);
+    let progress = || watch("comparing", 1 + steps.fetch_add(1, Relaxed), count);
     let pair = Pair::new((&a, original), (&b, quantized))?;
     let rows = pair.run(samples, &indices, &progress, |outputs| Ok(closeness::of_sample(outputs)))?;
     Ok(closeness::total(&pair.names, &rows).into_iter().filter(|c| c.float).collect())

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use crate::calibrate::config::Recipe;
 use crate::calibrate::threshold::Calibrator;
+use crate::ir::DType;
+use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
 
 /// What to make of the model.
@@ -19,6 +21,27 @@ pub enum Mode {
     WeightOnly,
     /// Weights and activations in 8 bits.
     Static,
+    /// Every float tensor in float16.
+    Fp16,
+    /// Every float tensor in bfloat16.
+    Bf16,
+}
+
+impl Mode {
+    /// Every mode with its name on the command line.
+    pub const NAMES: [(&str, Self); 6] = [
+        ("auto", Self::Auto),
+        ("none", Self::None),
+        ("weight-only", Self::WeightOnly),
+        ("static", Self::Static),
+        ("fp16", Self::Fp16),
+        ("bf16", Self::Bf16),
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, mode)| *mode == self).map_or("", |(name, _)| name)
+    }
 }
 
 /// How much time may be spent on accuracy.
@@ -35,20 +58,15 @@ pub enum Effort {
 
 /// A mode's name that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no mode: auto, none, weight-only or static")]
+#[error("`{0}` is no mode; there are {names}", names = Mode::NAMES.map(|(name, _)| name).join(", "))]
 pub struct UnknownMode(String);
 
 impl FromStr for Mode {
     type Err = UnknownMode;
 
     fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        Ok(match name {
-            "auto" => Self::Auto,
-            "none" => Self::None,
-            "weight-only" => Self::WeightOnly,
-            "static" => Self::Static,
-            other => return Err(UnknownMode(other.into())),
-        })
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, mode)| *mode).ok_or_else(|| UnknownMode(name.into()))
     }
 }
 
@@ -71,6 +89,8 @@ pub struct Options {
     pub target: String,
     /// Nodes and operators to leave out.
     pub filter: Filter,
+    /// What half precision leaves in float32.
+    pub half: Half,
     /// Stop the passes after this many edits.
     pub stop_after: Option<usize>,
     /// The command, for the provenance that is written into the model.
@@ -88,8 +108,21 @@ impl Default for Options {
             samples: None,
             target: "ort-cpu".into(),
             filter: Filter::default(),
+            half: Half::default(),
             stop_after: None,
             command: String::new(),
         }
+    }
+}
+
+impl Options {
+    /// What half precision to go to in this mode, if to any.
+    pub fn half(&self, mode: Mode) -> Option<Half> {
+        let dtype = match mode {
+            Mode::Fp16 => DType::F16,
+            Mode::Bf16 => DType::BF16,
+            _ => return None,
+        };
+        Some(Half { dtype, ..self.half.clone() })
     }
 }

@@ -5,6 +5,7 @@
 //! [`insert`] puts QuantizeLinear and DequantizeLinear where the plan says. Nothing here looks at protobuf messages.
 
 pub mod candidate;
+pub mod half;
 pub mod insert;
 pub mod placement;
 pub mod plan;
@@ -12,6 +13,7 @@ pub mod target;
 pub mod weight_only;
 pub mod weights;
 
+pub use half::Half;
 pub use placement::Placement;
 pub use plan::Plan;
 pub use target::Target;

@@ -24,6 +24,7 @@ use crate::options::{Mode, Options};
 use crate::passes::Log;
 use crate::proto::StringStringEntryProto;
 use crate::quantize::Plan;
+use crate::quantize::half::Halved;
 
 /// Outputs worse than this are called out: the result is hardly the same model.
 const POOR_SQNR: f64 = 10.0;
@@ -33,7 +34,7 @@ const POOR_SQNR: f64 = 10.0;
 pub struct Report {
     /// Version of qonnx.
     pub version: &'static str,
-    /// What was asked for, resolved: `static`, `weight-only`, `none`.
+    /// The mode, resolved: never `auto`.
     pub mode: &'static str,
     /// Name of the target.
     pub target: String,
@@ -79,6 +80,8 @@ pub struct Quantized {
     pub steps: Vec<crate::tune::Step>,
     /// Why a part of the graph could not be calibrated.
     pub problem: Option<String>,
+    /// What the user should know of it.
+    pub warnings: Vec<String>,
 }
 
 /// A quantized activation.
@@ -123,7 +126,13 @@ impl Quantized {
                 .collect(),
             steps: Vec::new(),
             problem: problem.map(ToString::to_string),
+            warnings: Vec::new(),
         }
+    }
+
+    /// The facts of half precision.
+    pub fn half(done: Halved) -> Self {
+        Self { nodes: done.nodes, float: done.float, warnings: done.warnings, ..Self::default() }
     }
 
     /// The facts of weight-only quantization.
@@ -154,11 +163,7 @@ impl Report {
         }
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            mode: match mode {
-                Mode::Static => "static",
-                Mode::None => "none",
-                Mode::WeightOnly | Mode::Auto => "weight-only",
-            },
+            mode: if mode == Mode::Auto { Mode::WeightOnly.name() } else { mode.name() },
             target: options.target.clone(),
             command: options.command.clone(),
             model: input.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -216,6 +221,7 @@ impl Report {
             self.warnings
                 .push(format!("a part of the graph stays float, for it could not be run: {problem}"));
         }
+        self.warnings.extend(quantized.warnings.iter().cloned());
         self.quantized = quantized;
     }
 
@@ -278,7 +284,11 @@ impl Report {
             *reasons.entry(why).or_default() += 1;
         }
         let main = reasons.iter().max_by_key(|(_, n)| **n).map(|(why, n)| format!(" ({n}: {why})"));
-        let kind = if self.mode == "static" { "in integers" } else { "with integer weights" };
+        let kind = match self.mode {
+            "static" => "in integers",
+            "fp16" | "bf16" => "in half precision",
+            _ => "with integer weights",
+        };
         let float = self.quantized.float.len();
         format!("{} {kind}, {float} float{}", self.quantized.nodes.len(), main.unwrap_or_default())
     }

@@ -12,6 +12,7 @@ use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
 use crate::options::{Effort, Mode, Options};
+use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
 
 /// Quantize a model. Without --calib only the weights are quantized; with it, activations too.
@@ -24,7 +25,7 @@ pub struct Compile {
     /// Calibration samples: a directory of npz, npy, pb or pictures.
     #[arg(long, value_name = "DIR")]
     calib: Option<PathBuf>,
-    /// auto (static with --calib, else weight-only), none, weight-only or static.
+    /// auto (static with --calib, else weight-only), none, weight-only, static, fp16 or bf16.
     #[arg(long, default_value = "auto", value_parser = Mode::from_str)]
     mode: Mode,
     /// How activation ranges are chosen: minmax, percentile[=99.99], entropy, mse, or auto, which takes for each
@@ -46,6 +47,13 @@ pub struct Compile {
     /// The only operators to quantize, separated by commas.
     #[arg(long, value_name = "OPS", value_delimiter = ',')]
     only_ops: Vec<String>,
+    /// With fp16 and bf16: inputs and outputs of the model stay float32; `--keep-io=false` makes them half as well.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    keep_io: bool,
+    /// With fp16 and bf16: operators or nodes to keep in float32, as names or patterns. May be repeated.
+    #[arg(long, value_name = "OP_OR_NODE")]
+    keep_float: Vec<String>,
     /// Threads; as many as there are processors by default. The result does not depend on them.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -117,6 +125,7 @@ impl Compile {
             samples: self.samples.map(|n| n as usize),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
+            half: Half { keep_io: self.keep_io, keep: self.keep_float.clone(), ..Half::default() },
             stop_after: self.stop_after,
             command: self.command(),
         })
@@ -133,6 +142,10 @@ impl Compile {
         if !self.only_ops.is_empty() {
             words.push(format!("--only-ops {}", self.only_ops.join(",")));
         }
+        if !self.keep_io {
+            words.push("--keep-io=false".into());
+        }
+        words.extend(self.keep_float.iter().map(|k| format!("--keep-float {k}")));
         words.extend(self.stop_after.map(|n| format!("--stop-after {n}")));
         words.join(" ")
     }

@@ -151,7 +151,7 @@ fn cheapest(
 }
 
 /// A flow network with real capacities; maximum flow by Dinic's algorithm.
-struct Network {
+pub(super) struct Network {
     /// Edges leaving each vertex, by index into `edges`.
     leaving: Vec<Vec<usize>>,
     /// Head and residual capacity; edge `i ^ 1` is the reverse of edge `i`.
@@ -161,16 +161,16 @@ struct Network {
 impl Network {
     const EPSILON: f64 = 1e-6;
 
-    fn with_vertices(count: usize) -> Self {
+    pub(super) fn with_vertices(count: usize) -> Self {
         Self { leaving: vec![Vec::new(); count], edges: Vec::new() }
     }
 
-    fn vertex(&mut self) -> usize {
+    pub(super) fn vertex(&mut self) -> usize {
         self.leaving.push(Vec::new());
         self.leaving.len() - 1
     }
 
-    fn edge(&mut self, from: usize, to: usize, capacity: f64) {
+    pub(super) fn edge(&mut self, from: usize, to: usize, capacity: f64) {
         if from != to {
             self.leaving[from].push(self.edges.len());
             self.edges.push((to, capacity));
@@ -225,7 +225,7 @@ impl Network {
     }
 
     /// After a maximum flow: which vertices can still be reached from the source.
-    fn source_side(mut self, source: usize, sink: usize) -> Vec<bool> {
+    pub(super) fn source_side(mut self, source: usize, sink: usize) -> Vec<bool> {
         loop {
             let level = self.levels(source);
             if level[sink] == usize::MAX {
