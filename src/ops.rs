@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Attribute, Tensor};
-pub use crate::ir::{Control, Fact, Op, Operands, Rule};
+pub use crate::ir::{Control, Fact, Gradient, Op, Operands, Rule, Run};
 
 /// The ONNX domain, spelt as the empty string.
 pub const ONNX: &str = "";
@@ -44,6 +44,7 @@ families! {
 }
 
 mod elementwise;
+mod gradient;
 pub mod integer;
 pub mod operand;
 pub mod slots;

@@ -70,6 +70,11 @@ pub trait Op: Any + Debug + Send + Sync {
         true
     }
 
+    /// The way back for gradients; `None`: they stop here.
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        None
+    }
+
     /// Does the graph inside the node decide what runs (If, Loop, Scan)? The interpreter runs those itself.
     fn control(&self) -> Option<Control> {
         None
@@ -85,6 +90,53 @@ impl dyn Op {
 
 /// Runs the graph of a name, if there is one.
 pub type Hook<'a> = &'a dyn Fn(&str, &[Array]) -> Result<Option<Vec<Array>>, Fault>;
+
+/// The way back through an operator: from the gradient of a loss by its outputs to that by its inputs.
+pub trait Gradient {
+    /// The gradient by each input that is wanted; `None` where the outputs do not depend on the input. Sums are taken
+    /// in an order that follows from the shapes alone.
+    fn backward(&self, run: &Run) -> Result<Vec<Option<Array>>, Fault>;
+}
+
+/// One run of an operator, as its [`Gradient`] sees it afterwards.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// What went in, by slot.
+    pub inputs: &'a [Option<Array>],
+    /// What came out, by slot.
+    pub outputs: &'a [Option<Array>],
+    /// The gradient by each output, in its shape, as real numbers; `None` where the loss does not depend on it.
+    pub upstream: &'a [Option<Array>],
+    /// The inputs whose gradient is asked for.
+    pub wanted: &'a [bool],
+}
+
+impl<'a> Run<'a> {
+    /// The input in a slot that must be filled.
+    pub fn input(&self, slot: usize) -> Result<&'a Array, Fault> {
+        filled(self.inputs, slot, "input")
+    }
+
+    /// The output in a slot that must be filled.
+    pub fn output(&self, slot: usize) -> Result<&'a Array, Fault> {
+        filled(self.outputs, slot, "output")
+    }
+
+    /// The gradient by an output on which the loss must depend.
+    pub fn upstream(&self, slot: usize) -> Result<&'a Array, Fault> {
+        filled(self.upstream, slot, "the gradient by output")
+    }
+
+    /// Is the gradient by this input asked for?
+    pub fn wants(&self, slot: usize) -> bool {
+        self.wanted.get(slot).copied().unwrap_or(false)
+    }
+}
+
+fn filled<'a>(slots: &'a [Option<Array>], slot: usize, what: &str) -> Result<&'a Array, Fault> {
+    let value = slots.get(slot).and_then(Option::as_ref);
+    value.ok_or_else(|| format!("{what} {slot} is missing").into())
+}
 
 /// The operators that run the graphs inside them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,8 @@
 //! or a scalar operand, and two or three nested loops for a trailing or a per-channel operand. Along a row an operand
 //! is a slice or one repeated element, so the row loop needs no index arithmetic.
 
+use super::real::Real;
+use super::reduce::sum;
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::element_count;
@@ -142,6 +144,21 @@ pub fn select<T: Clone>(
         out.extend((0..walk.row).map(|k| pick(k).clone()));
     });
     Ok((walk.shape, out))
+}
+
+/// The way back of broadcasting: the sums of the elements of `full` that one element of `shape` was repeated to.
+pub fn reduce<T: Real>((full, full_shape): (&[T], &[usize]), shape: &[usize]) -> Result<Vec<T>, Fault> {
+    let walk = Walk::new([shape, full_shape])?;
+    if walk.shape != full_shape {
+        fail!("{full_shape:?} is not what {shape:?} broadcasts to");
+    }
+    let mut out = vec![T::ZERO; element_count(shape)?];
+    let n = walk.row;
+    walk.rows(|[i, j]| match (walk.steps[0], &full[j..j + n]) {
+        (true, row) => out[i..i + n].iter_mut().zip(row).for_each(|(sum, &v)| *sum += v),
+        (false, row) => out[i] += sum(row),
+    });
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //! * everything else gathers the taps of some windows as columns of a matrix (`im2col`) and multiplies, tile by tile,
 //!   so that the gathered matrix stays small.
 
+pub mod gradient;
+
 use super::gemm::{Mat, MatMut, Number, Size, gemm};
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
@@ -24,6 +26,13 @@ pub struct Channels {
     pub input: usize,
     /// Output channels of one group.
     pub output: usize,
+}
+
+impl Channels {
+    /// Input and output exchanged: the extents of the transposed convolution.
+    pub fn turned(self) -> Self {
+        Self { input: self.output, output: self.input, ..self }
+    }
 }
 
 /// `y[n, g·M+m, o] = bias[g·M+m] + Σ_{c,t} w[g·M+m, c, t] · x[n, g·C+c, position(o, t)]`.

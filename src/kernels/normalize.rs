@@ -1,5 +1,7 @@
 //! Shifting and scaling of runs by their own statistics or by given ones.
 
+pub mod gradient;
+
 use super::real::Real;
 use super::reduce::{sum, sum_squares};
 

@@ -36,6 +36,26 @@ pub fn pool<T: Number>(
     Ok(())
 }
 
+/// The way back through a sum: every element gets the sum of what the windows that read it have.
+pub fn pool_gradient<T: Number>(axes: &[Axis], dy: &[T], dx: &mut [T]) -> Result<(), Fault> {
+    let (plane_in, plane_out) = (volume(axes, |a| a.input), volume(axes, |a| a.output));
+    if dy.is_empty() || dx.is_empty() {
+        return Ok(());
+    }
+    let phases = Phases::new(axes)?;
+    let weights = vec![T::ONE; phases.taps().len()];
+    T::scratch(phases.size() + phases.span(), |buffer| {
+        let (split, spread) = buffer.split_at_mut(phases.size());
+        for (dx, dy) in dx.chunks_exact_mut(plane_in).zip(dy.chunks_exact(plane_out)) {
+            split.fill(T::default());
+            phases.spread(dy, spread);
+            phases.scatter(spread, &weights, split);
+            phases.merge(split, dx);
+        }
+    });
+    Ok(())
+}
+
 /// For each window of a plane, how many of its taps read the input, or with `padding` the input and its padding.
 pub fn counts(axes: &[Axis], padding: bool) -> Vec<usize> {
     let along = |a: &Axis| -> Vec<usize> {

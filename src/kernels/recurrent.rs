@@ -3,6 +3,8 @@
 //! The product of the inputs with their weights does not depend on the state, so it is computed for all steps at
 //! once; a step then costs one product of the states with the recurrent weights, and the gates.
 
+pub mod gradient;
+
 use super::gemm::{Mat, MatMut, Number, Size, gemm};
 use super::real::Real;
 use super::simd::{self, Task};

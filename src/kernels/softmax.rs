@@ -34,6 +34,36 @@ pub fn log_softmax<T: Real>(x: &mut [T], (_, n, inner): (usize, usize, usize)) {
     }
 }
 
+/// The way back through [`softmax`]: `y·(∂y - Σ ∂y·y)`.
+pub fn softmax_gradient<T: Real>(y: &[T], dy: &[T], extents: (usize, usize, usize)) -> Vec<T> {
+    let mut dx: Vec<T> = y.iter().zip(dy).map(|(&y, &dy)| y * dy).collect();
+    subtract(&mut dx, y, extents);
+    dx
+}
+
+/// The way back through [`log_softmax`]: `∂y - e^y·Σ ∂y`.
+pub fn log_softmax_gradient<T: Real>(y: &[T], dy: &[T], extents: (usize, usize, usize)) -> Vec<T> {
+    let mut dx = dy.to_vec();
+    let mut powers = y.to_vec();
+    T::exp_slice(&mut powers);
+    subtract(&mut dx, &powers, extents);
+    dx
+}
+
+/// Subtracts from each column its sum times the factors.
+fn subtract<T: Real>(dx: &mut [T], factors: &[T], (_, n, inner): (usize, usize, usize)) {
+    if n == 0 || inner == 0 {
+        return;
+    }
+    for (block, factors) in dx.chunks_exact_mut(n * inner).zip(factors.chunks_exact(n * inner)) {
+        let sums = fold_axis(block, (1, n, inner), T::ZERO, |a, v| a + v, |a, b| a + b);
+        for (row, factors) in block.chunks_exact_mut(inner).zip(factors.chunks_exact(inner)) {
+            let columns = row.iter_mut().zip(factors).zip(&sums);
+            columns.for_each(|((x, &factor), &sum)| *x = *x - factor * sum);
+        }
+    }
+}
+
 /// Subtracts the maximum of each column.
 fn center<T: Real>(block: &mut [T], n: usize, inner: usize) {
     let maxima = fold_axis(block, (1, n, inner), -T::INFINITY, T::maximum, T::maximum);

@@ -8,6 +8,8 @@
 //! plane is copied into its phases, every tap of every window is the same plane at another offset, whatever the
 //! stride, dilation and number of axes, and one loop over whole planes does the work.
 
+mod adjoint;
+
 use super::simd::{self, Task};
 use crate::error::Fault;
 use crate::fail;

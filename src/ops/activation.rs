@@ -1,10 +1,12 @@
 //! Activation functions.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::elementwise::{RealMap, like_first, numbers, real, through_reals};
 use super::slots::{optional, required};
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -201,6 +203,10 @@ impl Op for Activation {
             _ => Rule::Float,
         }
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
 }
 
 /// Limits to an interval: the attributes' (before opset 11), or that of the optional inputs 1 and 2.
@@ -242,6 +248,10 @@ impl Op for Clip {
     fn rule(&self) -> Rule {
         Rule::Clamp { low: self.low, high: self.high }
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
 }
 
 /// x, or slope·x below zero, with a slope that broadcasts to x.
@@ -249,6 +259,17 @@ impl Op for Clip {
 pub struct PRelu {
     /// Before opset 7: a vector of slopes runs along axis 1 of x.
     pub per_channel: bool,
+}
+
+impl PRelu {
+    /// The shape in which the slope broadcasts to x.
+    fn slope_shape(&self, x: &Array, slope: &Array) -> Vec<usize> {
+        let mut shape = slope.shape().to_vec();
+        if self.per_channel && slope.len() > 1 {
+            shape.resize(shape.len().max(x.rank().saturating_sub(1)), 1);
+        }
+        shape
+    }
 }
 
 fn leaky<T: Number>(x: &T, slope: &T) -> T {
@@ -262,10 +283,7 @@ impl Op for PRelu {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let (x, slope) = (required(inputs, 0)?, required(inputs, 1)?);
-        let mut slope_shape = slope.shape().to_vec();
-        if self.per_channel && slope.len() > 1 {
-            slope_shape.resize(slope_shape.len().max(x.rank().saturating_sub(1)), 1);
-        }
+        let slope_shape = self.slope_shape(x, slope);
         let y = numbers!(x, v => {
             let (shape, values) = zip((v, x.shape()), (slope.slice()?, &slope_shape), leaky)?;
             if shape != x.shape() {
@@ -274,6 +292,10 @@ impl Op for PRelu {
             Array::new(&shape, values)
         });
         Ok(vec![y?])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

@@ -3,13 +3,15 @@
 //! Before opset 7 the second operand of `Add` and its kin was aligned by the attributes `broadcast` and `axis` instead
 //! of at its last axis; see [`align`].
 
+mod gradient;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::cast::convert;
 use super::elementwise::{broadcast_dims, broadcast_type, first_dtype, integers, like_first, numbers};
 use super::slots::{known, required};
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -168,6 +170,13 @@ impl Op for Binary {
             _ => Rule::Float,
         }
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        match self.function {
+            Function::Mod | Function::Rem => None,
+            _ => Some(self),
+        }
+    }
 }
 
 /// The first operand to the power of the second, in the type of the first.
@@ -232,6 +241,10 @@ impl Op for Pow {
             })
         };
         Ok(vec![y?])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 
@@ -300,6 +313,10 @@ impl Op for Variadic {
             total = numbers!(&total, x => Array::new(total.shape(), map(x, |v| quotient(v, count))))?;
         }
         Ok(vec![total])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

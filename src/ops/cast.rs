@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::elementwise::{like_first, numbers};
 use super::slots::{known, optional, required};
-use super::{Attrs, ONNX, Op, OpDef, Rule};
+use super::gradient::{Gradients, reshaped};
+use super::{Attrs, Gradient, ONNX, Op, OpDef, Rule, Run};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::small::{self, F8E8M0, Minifloat, Nibble, Towards};
@@ -101,6 +102,17 @@ impl Op for Cast {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         Ok(vec![convert_rounding(required(inputs, 0)?, self.to, self.rounding)?])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        if self.to.is_float() { Some(self) } else { None }
+    }
+}
+
+impl Gradient for Cast {
+    fn backward(&self, run: &Run) -> Gradients {
+        // The gradient of a real number has its type.
+        Ok(vec![Some(convert(run.upstream(0)?, run.input(0)?.dtype())?)])
     }
 }
 
@@ -281,6 +293,16 @@ impl Op for Identity {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Identity {
+    fn backward(&self, run: &Run) -> Gradients {
+        reshaped(run)
+    }
 }
 
 /// The identity, and a mask that keeps every element.
@@ -333,6 +355,16 @@ impl Op for Dropout {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Dropout {
+    fn backward(&self, run: &Run) -> Gradients {
+        reshaped(run)
     }
 }
 

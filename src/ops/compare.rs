@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::arithmetic::{align, binary_type, legacy_axis};
 use super::elementwise::{broadcast_dims, first_dtype, numbers};
 use super::slots::required;
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer};
+use super::gradient::{Gradients, in_floats, unbroadcast};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer, Gradient, Run};
 use crate::error::Fault;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Element, Fact, TensorType, with_array};
@@ -135,6 +136,28 @@ impl Op for Where {
 
     fn rule(&self) -> Rule {
         Rule::Arithmetic(Operands::Branches)
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Where {
+    fn backward(&self, run: &Run) -> Gradients {
+        let (mask, dy) = (run.input(0)?, run.upstream(0)?);
+        in_floats!(dy, T => {
+            let (dys, zero) = ((dy.slice::<T>()?, dy.shape()), [0.0]);
+            let mut gradients = vec![None, None, None];
+            for slot in [1, 2] {
+                let (taken, left) = if slot == 1 { (dys, (&zero[..], &[][..])) } else { ((&zero[..], &[][..]), dys) };
+                let (shape, values) = select((mask.slice()?, mask.shape()), taken, left)?;
+                if run.wants(slot) {
+                    gradients[slot] = Some(unbroadcast((&shape, values), run.input(slot)?.shape())?);
+                }
+            }
+            Ok(gradients)
+        })
     }
 }
 

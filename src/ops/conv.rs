@@ -4,12 +4,14 @@
 //! `X` is `[N, C, D₁, …]`. `Conv` has `W` as `[M, C/group, k₁, …]`; `ConvTranspose` has `[C, M/group, k₁, …]`, and is
 //! the adjoint of the convolution that maps its output's extents to its input's.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, optional, required};
 use super::window::{AutoPad, Window, extents};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -174,6 +176,10 @@ impl Op for Conv {
     fn rule(&self) -> Rule {
         Rule::Contraction { weight: 1, channel_axis: Some(0), bias: Some(2) }
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
 }
 
 /// The transpose of a convolution.
@@ -245,13 +251,13 @@ impl ConvTranspose {
     }
 }
 
-impl Convolution for ConvTranspose {
-    fn compute<T: Number>(
+impl ConvTranspose {
+    /// Checks the shapes of `X` and `W` against each other; returns the extents, the axes and the output's shape.
+    fn place(
         &self,
-        (x, x_shape): (&[T], &[usize]),
-        (w, w_shape): (&[T], &[usize]),
-        bias: Option<&[T]>,
-    ) -> Result<(Vec<T>, Vec<usize>), Fault> {
+        x_shape: &[usize],
+        w_shape: &[usize],
+    ) -> Result<(Channels, Vec<Axis>, Vec<usize>), Fault> {
         let ([n, c, spatial @ ..], [rows, per_group, kernel @ ..]) = (x_shape, w_shape) else {
             fail!("X has the shape {x_shape:?} and W {w_shape:?}");
         };
@@ -264,12 +270,25 @@ impl Convolution for ConvTranspose {
             fail!("W has the kernel {kernel:?}, the attribute kernel_shape says otherwise");
         }
         let m = per_group.checked_mul(self.group).ok_or("too many output channels")?;
-        check_bias(bias, Some(&m))?;
         let placed =
             (0..axes).map(|i| self.axis(i, axes, spatial[i], kernel[i])).collect::<Result<Vec<_>, _>>()?;
         let shape: Vec<usize> = [*n, m].into_iter().chain(placed.iter().map(|a| a.input)).collect();
-        let mut y = vec![T::default(); element_count(&shape)?];
+        element_count(&shape)?;
         let channels = Channels { batch: *n, groups: self.group, input: c / self.group, output: *per_group };
+        Ok((channels, placed, shape))
+    }
+}
+
+impl Convolution for ConvTranspose {
+    fn compute<T: Number>(
+        &self,
+        (x, x_shape): (&[T], &[usize]),
+        (w, w_shape): (&[T], &[usize]),
+        bias: Option<&[T]>,
+    ) -> Result<(Vec<T>, Vec<usize>), Fault> {
+        let (channels, placed, shape) = self.place(x_shape, w_shape)?;
+        check_bias(bias, shape.get(1))?;
+        let mut y = vec![T::default(); element_count(&shape)?];
         conv_transpose(channels, &placed, x, w, bias, &mut y);
         Ok((y, shape))
     }
@@ -309,6 +328,10 @@ impl Op for ConvTranspose {
             channel_axis: if self.group == 1 { Some(1) } else { None },
             bias: Some(2),
         }
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

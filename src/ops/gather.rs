@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::slots::{self, constant_ints, dims, known, required};
-use super::{Attrs, ONNX, OpDef};
+use super::gradient::{Gradients, moved};
+use super::{Attrs, Gradient, ONNX, OpDef, Run};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, Fact, Op, Rule, TensorType, element_count, with_array};
@@ -57,6 +58,16 @@ impl Op for Gather {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Gather {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
+    }
 }
 
 /// For every element of `indices` the flat position in data of shape `data`: its own coordinates, but along `axis` the
@@ -109,6 +120,16 @@ impl Op for GatherElements {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for GatherElements {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 
@@ -189,6 +210,16 @@ impl Op for GatherNd {
         Ok(vec![with_array!(data, a => {
             Array::new(&shape, take(slots::like(a, data)?, [1, count, inner], &rows)?)?
         })])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for GatherNd {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 
@@ -325,6 +356,16 @@ impl Op for Slice {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Slice {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 

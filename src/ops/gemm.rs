@@ -1,11 +1,13 @@
 //! Matrix products: [Gemm](https://onnx.ai/onnx/operators/onnx__Gemm.html) and
 //! [MatMul](https://onnx.ai/onnx/operators/onnx__MatMul.html).
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::elements;
 use super::slots::{known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -155,6 +157,10 @@ impl Op for Gemm {
 
     fn rule(&self) -> Rule {
         Rule::Contraction { weight: 1, channel_axis: Some(usize::from(!self.trans_b)), bias: Some(2) }
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 
@@ -311,6 +317,10 @@ impl Op for MatMul {
 
     fn rule(&self) -> Rule {
         Rule::Contraction { weight: 1, channel_axis: Some(1), bias: None }
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::slots::{self, constant_ints, dims, known, required};
-use super::{Attrs, ONNX, OpDef, integer};
+use super::gradient::{Gradients, moved};
+use super::{Attrs, ONNX, OpDef, integer, Gradient, Run};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -106,6 +107,16 @@ impl Op for Concat {
     fn rule(&self) -> Rule {
         Rule::Arithmetic(Operands::All)
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Concat {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &(0..run.inputs.len()).collect::<Vec<_>>())
+    }
 }
 
 /// `Split`: one output for each part of an axis.
@@ -192,6 +203,16 @@ impl Op for Split {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Split {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
+    }
 }
 
 /// `Tile`: the tensor repeated along each axis as often as the second input says.
@@ -240,6 +261,16 @@ impl Op for Tile {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Tile {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 
@@ -317,6 +348,16 @@ impl Op for DepthToSpace {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for DepthToSpace {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
+    }
 }
 
 /// `SpaceToDepth`: `[N, C, H·b, W·b]` to `[N, C·b², H, W]`, the inverse of [`DepthToSpace`].
@@ -350,6 +391,16 @@ impl Op for SpaceToDepth {
         let view = View::new(&[n, c, h, b, w, b])?.permuted(&order)?;
         let depth = c.checked_mul(b * b).ok_or("too many channels")?;
         Ok(vec![read_array(x, &view)?.reshaped(&[n, depth, h, w])?])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for SpaceToDepth {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 

@@ -6,11 +6,13 @@
 //! centering RMSNormalization), or any axes (MeanVarianceNormalization). The norms over an axis or over neighbouring
 //! channels are in [`norm`](super::norm).
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals, rounded};
 use super::slots::{self, known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, DType, Dim, TensorType};
@@ -106,6 +108,10 @@ impl Op for BatchNormalization {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs))
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 
@@ -237,6 +243,10 @@ impl Op for GroupNormalization {
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs))
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
 }
 
 /// LayerNormalization, and RMSNormalization, which takes the mean to be zero and has neither bias nor further outputs.
@@ -333,6 +343,10 @@ impl Op for LayerNormalization {
             true => vec![rounded(y, x), rounded(mean, stash), rounded(inverse, stash)],
             false => vec![rounded(y, x)],
         })
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

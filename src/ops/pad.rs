@@ -8,7 +8,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::slots::{self, constant_ints, known, required};
-use super::{Attrs, ONNX, OpDef};
+use super::gradient::{Gradients, moved};
+use super::{Attrs, Gradient, ONNX, OpDef, Run};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, DType, Dim, Fact, Op, TensorType, element_count, with_array};
@@ -206,6 +207,27 @@ impl Op for Pad {
             y = take_array(&y, axis, &self.rows(x.shape()[axis], amounts)?)?;
         }
         Ok(vec![y])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Pad {
+    fn backward(&self, run: &Run) -> Gradients {
+        // The padding counts as element -1, which is none.
+        let mut inputs = run.inputs.to_vec();
+        inputs.resize(inputs.len().max(3), None);
+        inputs[2] = Some(Array::scalar(-1i64));
+        let op = match &self.pads {
+            None => self.clone(),
+            Some(pads) => {
+                inputs[1] = Some(Array::vector(pads.clone()));
+                Self { pads: None, ..self.clone() }
+            }
+        };
+        moved(&op, &Run { inputs: &inputs, ..*run }, &[0])
     }
 }
 

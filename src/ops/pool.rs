@@ -2,12 +2,14 @@
 //! [AveragePool](https://onnx.ai/onnx/operators/onnx__AveragePool.html),
 //! [LpPool](https://onnx.ai/onnx/operators/onnx__LpPool.html) and their global forms, whose window is the whole plane.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, required};
 use super::window::Window;
-use super::{Attrs, Fact, ONNX, Op, OpDef, Operands, Rule, integer};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Operands, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -134,6 +136,10 @@ impl Op for MaxPool {
     fn rule(&self) -> Rule {
         if self.indices { Rule::Float } else { Rule::SameScale }
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
 }
 
 /// The mean of each window.
@@ -169,6 +175,10 @@ impl Op for AveragePool {
 
     fn rule(&self) -> Rule {
         Rule::Arithmetic(Operands::One)
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 
@@ -320,6 +330,10 @@ impl Op for Global {
             Self::Max => Rule::SameScale,
             Self::Lp(_) => Rule::Float,
         }
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

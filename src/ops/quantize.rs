@@ -4,12 +4,14 @@
 //! a block of `block_size` elements along `axis` (both have the tensor's rank).
 //! See <https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html>.
 
+mod gradient;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::operand::{elements, rounded};
 use super::slots::{around, axis, known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::Scales;
@@ -167,6 +169,10 @@ impl Op for Quantize {
             other => return Err(Fault::unimplemented(format_args!("QuantizeLinear to {other}"))),
         }])
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
 }
 
 impl Dequantize {
@@ -255,6 +261,10 @@ impl Op for Dequantize {
             other => return Err(Fault::unimplemented(format_args!("DequantizeLinear from {other}"))),
         };
         Ok(vec![rounded(y, self.output_dtype.unwrap_or(scale.dtype()))])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

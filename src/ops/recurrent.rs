@@ -5,11 +5,13 @@
 //! cells. Layout 1 puts the batch first.
 //! See <https://onnx.ai/onnx/operators/onnx__LSTM.html>.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, TensorType, element_count};
@@ -231,6 +233,10 @@ impl Op for Recurrent {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs))
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        if self.clip.is_none() { Some(self) } else { None }
     }
 }
 

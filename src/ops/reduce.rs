@@ -5,11 +5,13 @@
 //! ReduceSumSquare, the logarithms of ReduceLogSum.
 //! See <https://onnx.ai/onnx/operators/onnx__ReduceSum.html> and its neighbours.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{elements};
 use super::slots::{self, around, constant, known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef, Rule};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, TensorType};
@@ -155,6 +157,10 @@ impl Op for Reduce {
             Kind::Max | Kind::Min => Rule::SameScale,
             _ => Rule::Float,
         }
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        if self.kind.is_smooth() { Some(self) } else { None }
     }
 }
 

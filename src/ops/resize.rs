@@ -4,14 +4,17 @@
 //! Interpolation is separable: along each axis an output position is a weighted sum of a few input positions, its
 //! *taps*. One tap for `nearest`, two for `linear`, four for `cubic`; positions beyond the edge repeat it.
 
+mod gradient;
+
 use std::sync::Arc;
 
+use super::gradient::in_floats;
 use super::operand::rounded;
 use super::slots::{dims, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef, Rule};
 use crate::error::Fault;
 use crate::fail;
-use crate::ir::{Array, Dim, TensorType, element_count, with_array};
+use crate::ir::{Array, DType, Dim, TensorType, element_count, with_array};
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
@@ -20,6 +23,9 @@ pub const OPS: &[OpDef] = &[
     OpDef { domain: ONNX, name: "Resize", since: 10, parse: |attrs| Resize::read(attrs, Form::Scales) },
     OpDef { domain: ONNX, name: "Resize", since: 11, parse: |attrs| Resize::read(attrs, Form::Full) },
 ];
+
+/// The input positions that make an output position, and their weights.
+type Taps = Vec<(usize, f32)>;
 
 /// Where an operator finds its scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +227,7 @@ impl Resize {
     }
 
     /// The input positions and weights that make one output position; none beyond the edges of a region.
-    fn taps(&self, i: usize, input: usize, (output, scale): (usize, f64), region: (f64, f64)) -> Vec<(usize, f32)> {
+    fn taps(&self, i: usize, input: usize, (output, scale): (usize, f64), region: (f64, f64)) -> Taps {
         let x = match self.crop {
             false => self.source(i, input, output, scale),
             true => {
@@ -260,6 +266,36 @@ impl Resize {
     }
 }
 
+impl Resize {
+    /// For each axis that changes, the taps of every output position.
+    fn steps(&self, inputs: &[Option<Array>]) -> Result<Vec<(usize, Vec<Taps>)>, Fault> {
+        let x = required(inputs, 0)?;
+        let given = |slot: usize| inputs.get(slot).and_then(Option::as_ref).filter(|a| !a.is_empty());
+        let slot = if self.form == Form::Full { 2 } else { 1 };
+        let scales = match (&self.scales, given(slot)) {
+            (Some(scales), _) => Some(scales.clone()),
+            (None, Some(array)) => Some(array.slice::<f32>()?.to_vec()),
+            (None, None) => None,
+        };
+        let sizes = given(3).filter(|_| scales.is_none()).map(Array::to_i64).transpose()?;
+        let extents = self.extents(x.shape(), scales, sizes)?;
+        let regions = self.regions(given(1), x.rank())?;
+        let mut steps = Vec::new();
+        for (axis, &(output, scale)) in extents.iter().enumerate() {
+            let input = x.shape()[axis];
+            if output == input && scale == 1.0 && !self.crop {
+                continue;
+            }
+            if input == 0 {
+                fail!("axis {axis} has no elements to resize");
+            }
+            let region = regions.get(axis).copied().unwrap_or((0.0, 1.0));
+            steps.push((axis, (0..output).map(|i| self.taps(i, input, (output, scale), region)).collect()));
+        }
+        Ok(steps)
+    }
+}
+
 impl Op for Resize {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
         let Some(x) = inputs.first().copied().flatten() else { return Ok(vec![None]) };
@@ -286,31 +322,15 @@ impl Op for Resize {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        let x = required(inputs, 0)?;
-        let given = |slot: usize| inputs.get(slot).and_then(Option::as_ref).filter(|a| !a.is_empty());
-        let slot = if self.form == Form::Full { 2 } else { 1 };
-        let scales = match (&self.scales, given(slot)) {
-            (Some(scales), _) => Some(scales.clone()),
-            (None, Some(array)) => Some(array.slice::<f32>()?.to_vec()),
-            (None, None) => None,
-        };
-        let sizes = given(3).filter(|_| scales.is_none()).map(Array::to_i64).transpose()?;
-        let extents = self.extents(x.shape(), scales, sizes)?;
-        let regions = self.regions(given(1), x.rank())?;
-        let mut current = x.clone();
-        for (axis, &(output, scale)) in extents.iter().enumerate() {
-            let input = x.shape()[axis];
-            if output == input && scale == 1.0 && !self.crop {
-                continue;
-            }
-            if input == 0 {
-                fail!("axis {axis} has no elements to resize");
-            }
-            let region = regions.get(axis).copied().unwrap_or((0.0, 1.0));
-            let taps: Vec<_> = (0..output).map(|i| self.taps(i, input, (output, scale), region)).collect();
+        let mut current = required(inputs, 0)?.clone();
+        for (axis, taps) in self.steps(inputs)? {
             current = along(&current, axis, &taps, self.extrapolation)?;
         }
         Ok(vec![current])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 
     fn rule(&self) -> Rule {
@@ -330,23 +350,26 @@ fn along(x: &Array, axis: usize, taps: &[Vec<(usize, f32)>], outside: f32) -> Re
         let rows: Vec<usize> = taps.iter().map(|t| t[0].0).collect();
         return with_array!(x, a => pick(a.as_slice().unwrap_or_default(), &shape, [outer, input, inner], &rows));
     }
-    let values = x.to_f32()?;
-    let values = values.as_slice().unwrap_or_default();
-    let mut out = vec![0f32; outer * taps.len() * inner];
-    for (block, target) in values.chunks_exact((input * inner).max(1)).zip(out.chunks_exact_mut((taps.len() * inner).max(1))) {
-        for (row, taps) in target.chunks_exact_mut(inner.max(1)).zip(taps) {
-            if taps.is_empty() {
-                row.fill(outside);
-            }
-            for &(position, weight) in taps {
-                let source = &block[position * inner..(position + 1) * inner];
-                row.iter_mut().zip(source).for_each(|(y, x)| *y += weight * x);
+    let real = if x.dtype() == DType::F64 { x.clone() } else { Array::from(x.to_f32()?) };
+    let resampled: Result<Array, Fault> = in_floats!(real, T => {
+        let mut out = vec![0.0; outer * taps.len() * inner];
+        let blocks = real.slice::<T>()?.chunks_exact((input * inner).max(1));
+        for (block, target) in blocks.zip(out.chunks_exact_mut((taps.len() * inner).max(1))) {
+            for (row, taps) in target.chunks_exact_mut(inner.max(1)).zip(taps) {
+                if taps.is_empty() {
+                    row.fill(T::from(outside));
+                }
+                for &(position, weight) in taps {
+                    let source = &block[position * inner..(position + 1) * inner];
+                    row.iter_mut().zip(source).for_each(|(y, x)| *y += T::from(weight) * x);
+                }
             }
         }
-    }
-    match x {
-        Array::F32(_) | Array::F16(_) | Array::BF16(_) => Ok(rounded(Array::new(&shape, out)?, x.dtype())),
-        other => Err(Fault::unimplemented(format_args!("interpolation of {}", other.dtype()))),
+        Array::new(&shape, out)
+    });
+    match x.dtype() {
+        dtype if dtype.is_float() => Ok(rounded(resampled?, dtype)),
+        other => Err(Fault::unimplemented(format_args!("interpolation of {other}"))),
     }
 }
 

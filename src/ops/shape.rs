@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::slots::{self, constant_ints, dims, known, required};
-use super::{Attrs, ONNX, OpDef};
+use super::gradient::{Gradients, moved, reshaped};
+use super::{Attrs, Gradient, ONNX, OpDef, Run};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, DType, Dim, Fact, Op, Rule, TensorType, element_count};
@@ -130,6 +131,16 @@ impl Op for Reshape {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Reshape {
+    fn backward(&self, run: &Run) -> Gradients {
+        reshaped(run)
+    }
 }
 
 /// `Flatten`: two axes, split before `axis`.
@@ -172,6 +183,16 @@ impl Op for Flatten {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Flatten {
+    fn backward(&self, run: &Run) -> Gradients {
+        reshaped(run)
     }
 }
 
@@ -235,6 +256,16 @@ impl Op for Squeeze {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Squeeze {
+    fn backward(&self, run: &Run) -> Gradients {
+        reshaped(run)
+    }
 }
 
 /// `Unsqueeze`: adds axes of extent 1.
@@ -278,6 +309,16 @@ impl Op for Unsqueeze {
     fn rule(&self) -> Rule {
         Rule::SameScale
     }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Unsqueeze {
+    fn backward(&self, run: &Run) -> Gradients {
+        reshaped(run)
+    }
 }
 
 /// `Transpose`: the axes in another order.
@@ -320,6 +361,16 @@ impl Op for Transpose {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Transpose {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 
@@ -370,6 +421,16 @@ impl Op for Expand {
 
     fn rule(&self) -> Rule {
         Rule::SameScale
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
+    }
+}
+
+impl Gradient for Expand {
+    fn backward(&self, run: &Run) -> Gradients {
+        moved(self, run, &[0])
     }
 }
 

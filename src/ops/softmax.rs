@@ -4,11 +4,13 @@
 //! hold all dimensions from `axis` (default: 1) on.
 //! See <https://onnx.ai/onnx/operators/onnx__Softmax.html>.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
 use super::slots::{self, known, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, TensorType};
@@ -101,6 +103,10 @@ impl Op for Softmax {
             Kind::Soft => Rule::FixedRange { low: 0.0, scale: 1.0 / 256.0 },
             Kind::Log | Kind::Hard => Rule::Float,
         }
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        if self.kind == Kind::Hard { None } else { Some(self) }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Functions of one element: roots, logarithms, trigonometry, rounding, signs and tests.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::elementwise::{RealMap, integers, like_first, numbers, real, through_reals};
 use super::slots::{known, required};
-use super::{Attrs, ONNX, Op, OpDef, integer};
+use super::{Attrs, ONNX, Op, OpDef, integer, Gradient};
 use crate::error::Fault;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Fact, TensorType};
@@ -99,6 +101,10 @@ impl Op for Unary {
             _ => Array::new(x.shape(), through_reals(self, v)),
         });
         Ok(vec![y?])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        if self.is_step() { None } else { Some(self) }
     }
 }
 
