@@ -23,7 +23,7 @@ pub use datum::Datum;
 pub use edit::{Edit, Operand, Refusal};
 pub use graph::{Body, Graph, Node, NodeId, Port, Use, Value, ValueId};
 pub use model::Model;
-pub use op::{Control, Fact, Hook, Op, Operands, Rule, Gradient, Run};
+pub use op::{Control, Fact, Gradient, Hook, Op, Operands, Rule, Run};
 pub use schedule::schedule;
 pub use tensor::Tensor;
 pub use types::{DType, Dim, Element, TensorType, element_count};

@@ -1,11 +1,13 @@
 //! [Einsum](https://onnx.ai/onnx/operators/onnx__Einsum.html): sums of products over named axes.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use super::operand::{elements, rounded};
 use super::reduce::number::dispatch;
 use super::slots::{known, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, DType, TensorType, element_count};
@@ -73,6 +75,24 @@ impl Einsum {
         });
         names.dedup();
         names
+    }
+
+    /// The loops over these inputs, and the inputs themselves.
+    fn plan<'a>(&self, inputs: &'a [Option<Array>]) -> Result<(Plan, Vec<&'a Array>), Fault> {
+        if inputs.len() != self.terms.len() {
+            fail!("{} inputs for {} terms", inputs.len(), self.terms.len());
+        }
+        let arrays = (0..inputs.len()).map(|slot| required(inputs, slot)).collect::<Result<Vec<_>, _>>()?;
+        let mut terms = Vec::new();
+        for (term, array) in self.terms.iter().zip(&arrays) {
+            let letters = term.chars().filter(|c| *c != '.').count();
+            let ellipsis = array.rank().checked_sub(letters).filter(|&n| n == 0 || term.contains("..."));
+            let Some(ellipsis) = ellipsis else { fail!("\"{term}\" does not name the axes of {:?}", array.shape()) };
+            terms.push(Self::labels(term, ellipsis));
+        }
+        let output = self.output(&terms);
+        let shapes: Vec<&[usize]> = arrays.iter().map(|a| a.shape()).collect();
+        Ok((Plan::new(&terms, &output, &shapes)?, arrays))
     }
 }
 
@@ -147,27 +167,18 @@ impl Op for Einsum {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        if inputs.len() != self.terms.len() {
-            fail!("{} inputs for {} terms", inputs.len(), self.terms.len());
-        }
-        let arrays = (0..inputs.len()).map(|slot| required(inputs, slot)).collect::<Result<Vec<_>, _>>()?;
+        let (plan, arrays) = self.plan(inputs)?;
         let dtype = arrays.first().map_or(DType::F32, |a| a.dtype());
-        let mut terms = Vec::new();
-        for (term, array) in self.terms.iter().zip(&arrays) {
-            let letters = term.chars().filter(|c| *c != '.').count();
-            let ellipsis = array.rank().checked_sub(letters).filter(|&n| n == 0 || term.contains("..."));
-            let Some(ellipsis) = ellipsis else { fail!("\"{term}\" does not name the axes of {:?}", array.shape()) };
-            terms.push(Self::labels(term, ellipsis));
-        }
-        let output = self.output(&terms);
-        let shapes: Vec<&[usize]> = arrays.iter().map(|a| a.shape()).collect();
-        let plan = Plan::new(&terms, &output, &shapes)?;
         let wide = arrays.iter().map(|a| super::reduce::number::widened(a)).collect::<Result<Vec<_>, _>>()?;
         let y: Result<Array, Fault> = dispatch!(wide.first().map_or(DType::F32, Array::dtype), T => {
             let operands = wide.iter().map(|a| a.typed::<T>().and_then(elements)).collect::<Result<Vec<&[T]>, Fault>>()?;
             Array::new(&plan.extents[..plan.kept], plan.run(&operands))
         });
         Ok(vec![rounded(y?, dtype)])
+    }
+
+    fn gradient(&self) -> Option<&dyn Gradient> {
+        Some(self)
     }
 }
 

@@ -66,7 +66,7 @@ impl Gradient for Clip {
         in_floats!(dy, T => {
             let bound = |slot, attribute: f32| match optional(run.inputs, slot) {
                 Some(bound) => bound.item::<T>(),
-                None => Ok(attribute.into()),
+                None => Ok(T::from(attribute)),
             };
             let (low, high) = (bound(1, self.low)?, bound(2, self.high)?);
             let passed = |(&x, &dy): (&T, &T)| if x >= low && x <= high { dy } else { 0.0 };
