@@ -4,15 +4,18 @@
 //! Shapes and axes were attributes first and became inputs later (Reshape 5, Squeeze and Unsqueeze 13); the structs
 //! hold `None` where an input decides.
 
+mod expand;
+mod gradient;
+
 use std::sync::Arc;
 
 use super::slots::{self, constant_ints, dims, known, required};
-use super::gradient::{Gradients, moved, reshaped};
-use super::{Attrs, Gradient, ONNX, OpDef, Run};
+use super::{Attrs, Gradient, ONNX, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, DType, Dim, Fact, Op, Rule, TensorType, element_count};
 use crate::kernels::strided::{View, read_array};
+pub use expand::Expand;
 
 type Parsed = Result<Arc<dyn Op>, Fault>;
 
@@ -137,12 +140,6 @@ impl Op for Reshape {
     }
 }
 
-impl Gradient for Reshape {
-    fn backward(&self, run: &Run) -> Gradients {
-        reshaped(run)
-    }
-}
-
 /// `Flatten`: two axes, split before `axis`.
 #[derive(Debug, Clone)]
 pub struct Flatten {
@@ -187,12 +184,6 @@ impl Op for Flatten {
 
     fn gradient(&self) -> Option<&dyn Gradient> {
         Some(self)
-    }
-}
-
-impl Gradient for Flatten {
-    fn backward(&self, run: &Run) -> Gradients {
-        reshaped(run)
     }
 }
 
@@ -262,12 +253,6 @@ impl Op for Squeeze {
     }
 }
 
-impl Gradient for Squeeze {
-    fn backward(&self, run: &Run) -> Gradients {
-        reshaped(run)
-    }
-}
-
 /// `Unsqueeze`: adds axes of extent 1.
 #[derive(Debug, Clone)]
 pub struct Unsqueeze {
@@ -315,12 +300,6 @@ impl Op for Unsqueeze {
     }
 }
 
-impl Gradient for Unsqueeze {
-    fn backward(&self, run: &Run) -> Gradients {
-        reshaped(run)
-    }
-}
-
 /// `Transpose`: the axes in another order.
 #[derive(Debug, Clone)]
 pub struct Transpose {
@@ -365,72 +344,6 @@ impl Op for Transpose {
 
     fn gradient(&self) -> Option<&dyn Gradient> {
         Some(self)
-    }
-}
-
-impl Gradient for Transpose {
-    fn backward(&self, run: &Run) -> Gradients {
-        moved(self, run, &[0])
-    }
-}
-
-/// `Expand`: broadcasts to the shape in the second input, both ways: an extent of 1 there keeps the input's.
-#[derive(Debug, Clone)]
-pub struct Expand;
-
-impl Expand {
-    fn target(from: &[Dim], to: &[usize]) -> Result<Vec<Dim>, Fault> {
-        let rank = from.len().max(to.len());
-        let aligned = |axis: usize, len: usize| (axis + len).checked_sub(rank);
-        (0..rank)
-            .map(|axis| {
-                let old = aligned(axis, from.len()).map_or(Dim::Known(1), |i| from[i].clone());
-                let new = aligned(axis, to.len()).map_or(1, |i| to[i]);
-                match old {
-                    old if new == 1 => Ok(old),
-                    Dim::Known(old) if old != 1 && old != new => {
-                        Err(format!("an axis of {old} does not broadcast to {new}").into())
-                    }
-                    _ => Ok(Dim::Known(new)),
-                }
-            })
-            .collect()
-    }
-}
-
-impl Op for Expand {
-    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        let Some(ty) = known(inputs, 0) else { return Ok(vec![None]) };
-        let dims = match (constant_ints(inputs, 1)?, &ty.dims) {
-            (Some(to), Some(from)) => Some(Self::target(from, &slots::extents(&to)?)?),
-            (None, Some(from)) => {
-                slots::unknown_dims(inputs, 1).map(|to| vec![Dim::Unknown; to.len().max(from.len())])
-            }
-            _ => None,
-        };
-        like(ty, dims)
-    }
-
-    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        let x = required(inputs, 0)?;
-        let to = slots::extents(&required(inputs, 1)?.to_i64()?)?;
-        let dims = Self::target(&x.tensor_type().dims.unwrap_or_default(), &to)?;
-        let shape: Vec<usize> = dims.iter().filter_map(Dim::known).collect();
-        Ok(vec![read_array(x, &View::new(x.shape())?.broadcast(&shape)?)?])
-    }
-
-    fn rule(&self) -> Rule {
-        Rule::SameScale
-    }
-
-    fn gradient(&self) -> Option<&dyn Gradient> {
-        Some(self)
-    }
-}
-
-impl Gradient for Expand {
-    fn backward(&self, run: &Run) -> Gradients {
-        moved(self, run, &[0])
     }
 }
 
