@@ -14,8 +14,8 @@ use crate::ir::{Graph, Model};
 use crate::onnx;
 use crate::options::{Effort, Mode, Options};
 use crate::passes;
-use crate::quantize::candidate::{Candidates, watched};
-use crate::quantize::{Half, Plan, Target, half, insert, placement, plan, weight_only};
+use crate::quantize::candidate::{Candidates, Filter, watched};
+use crate::quantize::{Half, Plan, Target, dynamic, half, insert, placement, plan, weight_only};
 use crate::report::{Quantized, Report};
 use crate::tune::reconstruct::reconstruct;
 use crate::tune::{self, sensitivity};
@@ -52,10 +52,12 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
             (Mode::Static, Some(samples), _) => {
                 quantize_static(&mut model, samples, &target, options, watch)?
             }
+            (Mode::Dynamic, samples, _) => {
+                quantize_dynamic(&mut model, samples.as_ref(), &target, &options.filter)?
+            }
             _ => {
-                let (done, float) = weight_only::quantize(&mut model.graph, &options.filter)
-                    .map_err(|f| f.at("weight quantization"))?;
-                Quantized::weights(&model.graph, &done, &float)
+                let done = weight_only::quantize(&mut model.graph, &options.filter);
+                Quantized::weights(done.map_err(|f| f.at("weight quantization"))?)
             }
         };
         if let Some(samples) = &samples {
@@ -69,10 +71,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         passes::check(&model, "quantization")?;
         report.sign(&mut model);
     }
-    let bytes = onnx::encode(&model)?;
-    report.size_after = bytes.len();
+    report.size_after = onnx::write(output, &model)?;
     report.seconds = started.elapsed().as_secs_f64();
-    onnx::write_atomically(output, &bytes)?;
     Ok(report)
 }
 
@@ -91,6 +91,18 @@ fn open_samples(graph: &Graph, options: &Options, mode: Mode) -> Result<Option<S
         samples.truncate(limit);
     }
     Ok(Some(samples))
+}
+
+/// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float.
+fn quantize_dynamic(
+    model: &mut Model,
+    samples: Option<&Samples>,
+    target: &Target,
+    filter: &Filter,
+) -> Result<Quantized, Error> {
+    let noisy = samples.map(|s| dynamic::noisy(&model.graph, s)).transpose()?.unwrap_or_default();
+    let done = dynamic::quantize(model, filter, target, &noisy).map_err(|f| f.at("dynamic quantization"))?;
+    Ok(Quantized::weights(done))
 }
 
 /// Half precision; with samples, what would leave its range stays float32.

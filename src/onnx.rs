@@ -8,6 +8,7 @@ mod external;
 mod function;
 mod import;
 mod inline;
+mod stream;
 pub mod text;
 
 use std::fs::{self, File};
@@ -94,9 +95,24 @@ pub fn encode(model: &Model) -> Result<Vec<u8>, Error> {
     Ok(emit(model, External::Keep)?.encode_to_vec())
 }
 
+/// Writes a model, each initializer by itself, as [`write_atomically`] does; the number of bytes.
+pub fn write(path: &Path, model: &Model) -> Result<usize, Error> {
+    let message = emit(model, External::Keep)?;
+    atomically(path, |file| {
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+        let written = stream::write(message, &mut out)?;
+        out.flush()?;
+        Ok(written)
+    })
+}
+
 /// Writes bytes to a temporary file beside `path`, then renames it: an existing file is replaced whole or left alone.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let write = || -> std::io::Result<()> {
+    atomically(path, |file| file.write_all(bytes))
+}
+
+fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>) -> Result<T, Error> {
+    let write = || -> std::io::Result<T> {
         let name = path.file_name().ok_or_else(|| std::io::Error::other("it names no file"))?;
         if path.is_dir() {
             return Err(std::io::Error::other("it is a directory"));
@@ -105,9 +121,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
-        let done = File::create(&temporary)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&temporary, path));
+        let done = File::create(&temporary).and_then(|mut file| {
+            let filled = fill(&mut file)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            Ok(filled)
+        });
         if done.is_err() {
             let _ = fs::remove_file(&temporary); // the first error is the one to tell
         }

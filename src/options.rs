@@ -21,6 +21,8 @@ pub enum Mode {
     WeightOnly,
     /// Weights and activations in 8 bits.
     Static,
+    /// Weights in 8 bits, activations in 8 bits from the range that they have as the model runs.
+    Dynamic,
     /// Every float tensor in float16.
     Fp16,
     /// Every float tensor in bfloat16.
@@ -29,11 +31,12 @@ pub enum Mode {
 
 impl Mode {
     /// Every mode with its name on the command line.
-    pub const NAMES: [(&str, Self); 6] = [
+    pub const NAMES: [(&str, Self); 7] = [
         ("auto", Self::Auto),
         ("none", Self::None),
         ("weight-only", Self::WeightOnly),
         ("static", Self::Static),
+        ("dynamic", Self::Dynamic),
         ("fp16", Self::Fp16),
         ("bf16", Self::Bf16),
     ];

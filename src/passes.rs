@@ -55,6 +55,7 @@ pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
     engine.until_quiet(graph, &[&linear::MatMulAddToGemm, &pad::PadIntoConvolution, &pool::SpatialMean])?;
     engine.until_quiet(graph, &[&fold::Constants, &clean::Dead])?;
     clean::unused_constants(&mut model.graph);
+    engine.fold_bodies(&mut model.graph)?;
     Ok(engine.log)
 }
 
@@ -80,6 +81,20 @@ impl Engine {
                 break;
             }
             infer(graph);
+        }
+        Ok(())
+    }
+
+    /// Constants in the bodies of If, Loop and Scan; nothing else is rewritten there.
+    fn fold_bodies(&mut self, graph: &mut Graph) -> Result<(), Error> {
+        let ids: Vec<NodeId> = graph.nodes().filter(|&n| !graph.node(n).bodies.is_empty()).collect();
+        for id in ids {
+            let mut bodies = std::mem::take(&mut graph.node_mut(id).bodies);
+            for body in &mut bodies {
+                self.until_quiet(&mut body.graph, &[&fold::Constants])?;
+                self.fold_bodies(&mut body.graph)?;
+            }
+            graph.node_mut(id).bodies = bodies;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! [`insert`] puts QuantizeLinear and DequantizeLinear where the plan says. Nothing here looks at protobuf messages.
 
 pub mod candidate;
+pub mod dynamic;
 pub mod half;
 pub mod insert;
 pub mod placement;

@@ -25,6 +25,7 @@ use crate::passes::Log;
 use crate::proto::StringStringEntryProto;
 use crate::quantize::Plan;
 use crate::quantize::half::Halved;
+use crate::quantize::weight_only::Stored;
 
 /// Outputs worse than this are called out: the result is hardly the same model.
 const POOR_SQNR: f64 = 10.0;
@@ -72,6 +73,8 @@ pub struct Report {
 pub struct Quantized {
     /// Nodes in integers (static) or with integer weights (weight-only).
     pub nodes: Vec<String>,
+    /// Beside those, nodes that compute in float with integer weights (dynamic).
+    pub stored: Vec<String>,
     /// Nodes with arithmetic that stayed float, and why.
     pub float: Vec<(String, String)>,
     /// Quantized activations.
@@ -109,6 +112,7 @@ impl Quantized {
         let name = |id: &NodeId| format!("{} `{}`", graph.node(*id).op_type, node_label(graph, *id));
         let counts = |id: &&NodeId| !matches!(plan.placement.integer[*id].rule, Rule::Clamp { .. });
         Self {
+            stored: Vec::new(),
             nodes: plan.placement.integer.keys().filter(counts).map(name).collect(),
             float: plan.placement.float.iter().map(|(id, why)| (name(id), why.clone())).collect(),
             activations: plan
@@ -136,13 +140,9 @@ impl Quantized {
     }
 
     /// The facts of weight-only quantization.
-    pub fn weights(graph: &Graph, done: &[NodeId], float: &BTreeMap<NodeId, String>) -> Self {
-        let name = |id: &NodeId| format!("{} `{}`", graph.node(*id).op_type, node_label(graph, *id));
-        Self {
-            nodes: done.iter().map(name).collect(),
-            float: float.iter().map(|(id, why)| (name(id), why.clone())).collect(),
-            ..Self::default()
-        }
+    pub fn weights(done: Stored) -> Self {
+        let nodes = done.nodes.into_iter().collect();
+        Self { nodes, stored: done.stored.into_iter().collect(), float: done.float, ..Self::default() }
     }
 }
 
@@ -285,9 +285,13 @@ impl Report {
         }
         let main = reasons.iter().max_by_key(|(_, n)| **n).map(|(why, n)| format!(" ({n}: {why})"));
         let kind = match self.mode {
-            "static" => "in integers",
+            "static" | "dynamic" => "in integers",
             "fp16" | "bf16" => "in half precision",
             _ => "with integer weights",
+        };
+        let kind = match self.quantized.stored.len() {
+            0 => kind.to_string(),
+            n => format!("{kind}, {n} with integer weights"),
         };
         let float = self.quantized.float.len();
         format!("{} {kind}, {float} float{}", self.quantized.nodes.len(), main.unwrap_or_default())

@@ -25,7 +25,8 @@ pub struct Compile {
     /// Calibration samples: a directory of npz, npy, pb or pictures.
     #[arg(long, value_name = "DIR")]
     calib: Option<PathBuf>,
-    /// auto (static with --calib, else weight-only), none, weight-only, static, fp16 or bf16.
+    /// auto (static with --calib, else weight-only), none, weight-only, static, dynamic, fp16 or
+    /// bf16.
     #[arg(long, default_value = "auto", value_parser = Mode::from_str)]
     mode: Mode,
     /// How activation ranges are chosen: minmax, percentile[=99.99], entropy, mse, or auto, which takes for each

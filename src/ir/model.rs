@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 
 use super::{DType, Graph};
-use crate::proto::ModelProto;
+use crate::proto::{ModelProto, OperatorSetIdProto};
 
 /// A model: its main graph and everything that surrounds it in the file.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +22,15 @@ impl Model {
         match domain {
             "" | "ai.onnx" => self.opsets.get("").or_else(|| self.opsets.get("ai.onnx")).copied(),
             other => self.opsets.get(other).copied(),
+        }
+    }
+
+    /// Imports an operator set unless the domain has one.
+    pub fn import(&mut self, domain: &str, version: i64) {
+        if !self.opsets.contains_key(domain) {
+            self.opsets.insert(domain.into(), version);
+            let set = OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) };
+            self.rest.opset_import.push(set);
         }
     }
 

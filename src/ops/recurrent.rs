@@ -5,6 +5,7 @@
 //! cells. Layout 1 puts the batch first.
 //! See <https://onnx.ai/onnx/operators/onnx__LSTM.html>.
 
+mod dynamic;
 mod gradient;
 
 use std::sync::Arc;
@@ -22,6 +23,12 @@ use crate::kernels::recurrent::{Activation, Cell, Function, Layer, Sizes, run};
 pub const OPS: &[OpDef] = &[
     OpDef { domain: ONNX, name: "LSTM", since: 1, parse: Recurrent::lstm },
     OpDef { domain: ONNX, name: "GRU", since: 1, parse: Recurrent::gru },
+    OpDef {
+        domain: "com.microsoft",
+        name: "DynamicQuantizeLSTM",
+        since: 1,
+        parse: dynamic::DynamicQuantizeLstm::parse,
+    },
     OpDef { domain: ONNX, name: "RNN", since: 1, parse: |a| Recurrent::parse(a, Cell::Plain, &["Tanh"]) },
 ];
 

@@ -10,6 +10,9 @@ use crate::ir::{Array, Edit, Graph, NodeId, Refusal, Tensor};
 /// A folded result may be this much larger than what it was made from.
 const MAX_GROWTH: usize = 1 << 16;
 
+/// Integers of 8 bits, this many or more, are taken for a quantized weight.
+const WEIGHT: usize = 256;
+
 /// See the module.
 pub struct Constants;
 
@@ -27,6 +30,11 @@ impl Rewrite for Constants {
             || node.op_type.ends_with("DequantizeLinear")
         {
             return Ok(None);
+        }
+        if node.is("Cast")
+            && graph.constant_input(id, 0).is_some_and(|t| t.dtype().bits() <= 8 && t.len() >= WEIGHT)
+        {
+            return Ok(None); // an integer weight in front of a Mul by its scale
         }
         let outputs = graph.outputs_of(id);
         if outputs.iter().flatten().any(|&v| graph.is_output(v)) {

@@ -50,11 +50,6 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
     }
 }
 
-/// Puts a DequantizeLinear on one constant input of a node, whatever else is in the graph.
-pub fn insert_constant(graph: &mut Graph, id: NodeId, slot: usize, constant: &Constant) {
-    Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new() }.constant(id, slot, constant, false);
-}
-
 struct Writer<'a> {
     graph: &'a mut Graph,
     /// Scale and zero point constants by their bits.

@@ -1,121 +1,105 @@
 //! Dynamic-range quantization: weights in `int8`, arithmetic in float, no data needed.
 //!
-//! Each weight is stored as symmetric `int8` by output channel behind a DequantizeLinear; the file shrinks to about a
-//! quarter. Tables of Gather are read as `uint8` rows and only those are dequantized.
+//! Each weight is stored as symmetric `int8` by output channel behind a DequantizeLinear that defines it under its old
+//! name: whoever read the weight, in this graph or in a body of If, Loop or Scan, reads it still, and a weight with many
+//! readers is stored once. Tables of Gather are stored as `uint8` and gathered before they are dequantized, so that
+//! only the rows that are wanted become real numbers.
 
-use std::collections::BTreeMap;
+mod readers;
+mod round;
+mod store;
+
+use std::collections::BTreeSet;
+
+pub use readers::{Role, readers};
+pub use store::{Packed, define, gather};
 
 use super::candidate::Filter;
-use super::insert::insert_constant;
-use super::weights::{Constant, weight_of};
 use crate::error::Fault;
-use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Tensor, Value, schedule};
-use crate::ops::conv::ConvTranspose;
-use crate::ops::gemm::Gemm;
-use crate::passes::node;
+use crate::ir::{DType, Graph, Tensor, ValueId};
 
 /// Smaller constants are not worth a scale and a node.
 const MIN_ELEMENTS: usize = 256;
 
-/// Quantizes the weights of a graph; the names of the nodes that got integer weights, and why others did not.
-pub fn quantize(
+/// What was done to the weights.
+#[derive(Debug, Clone, Default)]
+pub struct Stored {
+    /// Nodes that were quantized, as labels.
+    pub nodes: BTreeSet<String>,
+    /// Beside them, those whose weights are stored in integers while they compute in float.
+    pub stored: BTreeSet<String>,
+    /// Nodes that keep float weights, and why.
+    pub float: Vec<(String, String)>,
+}
+
+/// Quantizes the weights of a graph and of the bodies in it.
+pub fn quantize(graph: &mut Graph, filter: &Filter) -> Result<Stored, Fault> {
+    let mut done = Stored::default();
+    each_graph(graph, &mut |graph| {
+        for value in graph.constants.clone() {
+            weight(graph, value, filter, &mut done)?;
+        }
+        Ok(())
+    })?;
+    Ok(done)
+}
+
+/// Visits a graph, then the bodies of its nodes. Names made in the graph are kept from its bodies and the other way
+/// round.
+pub fn each_graph(
     graph: &mut Graph,
-    filter: &Filter,
-) -> Result<(Vec<NodeId>, BTreeMap<NodeId, String>), Fault> {
-    let (mut done, mut float) = (Vec::new(), BTreeMap::new());
-    for id in schedule(graph)? {
-        let slots = weight_slots(graph, id);
-        let mut hit = false;
-        for (slot, axis) in slots {
-            match plan(graph, id, slot, axis, filter) {
-                Ok(None) => {}
-                Ok(Some(constant)) => {
-                    hit = true;
-                    match graph.node(id).is("Gather") {
-                        true => quantize_table(graph, id, &constant),
-                        false => insert_constant(graph, id, slot, &constant),
-                    }
-                }
-                Err(reason) => {
-                    float.insert(id, reason);
-                }
-            }
+    visit: &mut dyn FnMut(&mut Graph) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    visit(graph)?;
+    let owners: Vec<_> = graph.nodes().filter(|&n| !graph.node(n).bodies.is_empty()).collect();
+    for id in owners {
+        let names = graph.all_names();
+        let mut bodies = std::mem::take(&mut graph.node_mut(id).bodies);
+        for body in &mut bodies {
+            let hidden: Vec<_> = names.iter().filter(|n| body.graph.find(n).is_none()).cloned().collect();
+            body.graph.reserve(hidden);
+            each_graph(&mut body.graph, visit)?;
+            graph.reserve(body.graph.all_names());
         }
-        if hit {
-            done.push(id);
-        }
+        graph.node_mut(id).bodies = bodies;
     }
-    Ok((done, float))
+    Ok(())
 }
 
-/// Input slots that hold weights, and the axis that counts output channels.
-fn weight_slots(graph: &Graph, id: NodeId) -> Vec<(usize, Option<usize>)> {
-    let node = graph.node(id);
-    if node.unknown.is_some() || !matches!(node.domain.as_str(), "" | "ai.onnx") {
-        return Vec::new();
-    }
-    let rank = |slot| graph.constant_input(id, slot).map_or(0, |t| t.shape().len());
-    match node.op_type.as_str() {
-        "Conv" => vec![(1, Some(0))],
-        "ConvTranspose" => vec![(1, node.op_as::<ConvTranspose>().filter(|c| c.group == 1).map(|_| 1))],
-        "Gemm" => vec![(1, node.op_as::<Gemm>().map(|g| usize::from(!g.trans_b)))],
-        "MatMul" => vec![(0, None), (1, rank(1).checked_sub(1).filter(|&r| r == 1))],
-        "LSTM" | "GRU" | "RNN" => vec![(1, Some(1)), (2, Some(1))],
-        "Gather" => vec![(0, None)],
-        _ => Vec::new(),
-    }
+/// Is it a constant worth quantizing?
+pub fn is_large(graph: &Graph, value: ValueId) -> Option<&Tensor> {
+    let tensor = graph.constant(value)?;
+    (tensor.dtype() == DType::F32 && tensor.len() >= MIN_ELEMENTS && !graph.is_output(value))
+        .then_some(tensor)
 }
 
-fn plan(
-    graph: &Graph,
-    id: NodeId,
-    slot: usize,
-    axis: Option<usize>,
-    filter: &Filter,
-) -> Result<Option<Constant>, String> {
-    let Some(tensor) = graph.constant_input(id, slot) else { return Ok(None) };
-    if tensor.dtype() != DType::F32 || tensor.len() < MIN_ELEMENTS {
-        return Ok(None);
+/// Quantizes one constant if it is a weight.
+pub fn weight(graph: &mut Graph, value: ValueId, filter: &Filter, done: &mut Stored) -> Result<(), Fault> {
+    let Some(tensor) = is_large(graph, value) else { return Ok(()) };
+    let readers = readers(graph, value, filter);
+    if readers.iter().all(|r| matches!(r.role, Role::Other)) {
+        return Ok(());
     }
-    if let Some(reason) = filter.refuses(graph, id) {
-        return Err(reason);
-    }
-    let array = tensor.array().map_err(|f| f.to_string())?;
-    if array.slice::<f32>().is_ok_and(|v| v.iter().any(|x| !x.is_finite())) {
-        return Err("its weight is not finite".into());
-    }
-    let constant = match graph.node(id).is("Gather") {
-        true => table(&array),
-        false => weight_of(&array, axis.filter(|&a| a < array.rank()), 1.0, &[], false),
-    };
-    constant.map(Some).map_err(|f| f.to_string())
-}
-
-fn table(array: &Array) -> Result<Constant, Fault> {
+    let array = tensor.array()?;
     let real = array.slice::<f32>()?;
-    let bounds = real.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
-    let params = QuantParams::asymmetric(bounds.0, bounds.1, DType::U8);
-    let elements =
-        Array::new(array.shape(), real.iter().map(|&v| params.quantize(v) as u8).collect::<Vec<u8>>())?;
-    Ok(Constant { elements, scales: vec![params.scale], zero_point: params.zero_point, axis: None })
+    let refusal = readers.iter().find_map(|r| r.refused.clone());
+    let refusal =
+        refusal.or_else(|| (!round::all_finite(real)).then(|| "its weight is not finite".to_string()));
+    if let Some(reason) = refusal {
+        done.float.extend(readers.into_iter().map(|r| (r.label, reason.clone())));
+        return Ok(());
+    }
+    let axis = readers.iter().find_map(|r| match r.role {
+        Role::Weight(axis) => Some(axis),
+        _ => None,
+    });
+    match axis {
+        Some(axis) => define(graph, value, round::symmetric(real, array.shape(), axis)?),
+        None => gather(graph, value, round::table(real, array.shape())?),
+    }
+    done.nodes.extend(readers.into_iter().filter(|r| !matches!(r.role, Role::Other)).map(|r| r.label));
+    Ok(())
 }
 
-/// `Gather(table)` becomes `DequantizeLinear(Gather(uint8 table))`: only the rows that are read are dequantized.
-fn quantize_table(graph: &mut Graph, id: NodeId, constant: &Constant) {
-    let (Some(original), Some(output)) = (graph.input(id, 0), graph.output(id, 0)) else { return };
-    let name = graph.name(original).to_string();
-    let tensor = |a: &Array| Tensor::from_array(a);
-    let stored = graph.add_constant(&format!("{name}_quantized"), tensor(&constant.elements));
-    let scale = graph.add_constant(&format!("{name}_scale"), tensor(&Array::scalar(constant.scales[0])));
-    let zero =
-        graph.add_constant(&format!("{name}_zero_point"), tensor(&Array::scalar(constant.zero_point as u8)));
-    let ty = graph.ty(output).cloned().map(|t| crate::ir::TensorType { dtype: DType::U8, ..t });
-    let label = graph.name(output).to_string();
-    let rows = graph.add_fresh(&format!("{label}_quantized"), Value { ty, ..Value::default() });
-    graph.rewire(id, 0, Some(stored));
-    graph.set_output(id, 0, rows);
-    graph.remove_value_if_dead(original);
-    let mut dequantize = node("DequantizeLinear", format!("{label}_DequantizeLinear"), vec![], 3);
-    dequantize.rank = graph.node(id).rank;
-    graph.add_node(dequantize, &[Some(rows), Some(scale), Some(zero)], &[Some(output)]);
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! The arithmetic: large arrays of real numbers to bytes, in two passes over memory, several rows at a time.
+
+use rayon::prelude::*;
+
+use super::store::Packed;
+use crate::error::Fault;
+use crate::ir::{Array, DType, QuantParams};
+use crate::kernels::requantize::quantize_slice;
+
+/// Elements that one thread takes at a time.
+const SHARE: usize = 1 << 16;
+
+/// Are all elements finite?
+pub fn all_finite(real: &[f32]) -> bool {
+    real.par_chunks(SHARE).all(|part| part.iter().fold(0.0f32, |sum, v| sum + v * 0.0) == 0.0)
+}
+
+/// Symmetric `int8` in [-127, 127]; one scale for each index along `axis`, or one for all.
+pub fn symmetric(real: &[f32], shape: &[usize], axis: Option<usize>) -> Result<Packed, Fault> {
+    let extent = |range: &[usize]| range.iter().product::<usize>().max(1);
+    let channels = axis.map_or(1, |a| shape[a]).max(1);
+    let inner = axis.map_or(real.len().max(1), |a| extent(&shape[a + 1..]));
+    let block = channels * inner;
+    let share = (SHARE / block).max(1) * block;
+    let largest = real
+        .par_chunks(share)
+        .map(|part| largest(part, channels, inner))
+        .reduce(|| vec![0.0; channels], |a, b| a.iter().zip(&b).map(|(x, y)| x.max(*y)).collect());
+    let scales: Vec<f32> = largest.iter().map(|&m| scale_for(m)).collect();
+    let mut bytes = vec![0i8; real.len()];
+    bytes.par_chunks_mut(share).zip(real.par_chunks(share)).for_each(|(to, from)| {
+        for (to, from) in to.chunks_mut(block).zip(from.chunks(block)) {
+            quantize(from, &scales, inner, to);
+        }
+    });
+    let scale = match axis {
+        Some(_) => Array::vector(scales),
+        None => Array::scalar(scales[0]),
+    };
+    let zero = match axis {
+        Some(_) => Array::vector(vec![0i8; channels]),
+        None => Array::scalar(0i8),
+    };
+    let elements = bytes.into_iter().map(|q| q as u8).collect();
+    Packed::bytes(DType::I8, shape, elements, scale, zero, axis.map(|a| a as i64))
+}
+
+fn largest(part: &[f32], channels: usize, inner: usize) -> Vec<f32> {
+    let mut largest = vec![0f32; channels];
+    for block in part.chunks(channels * inner) {
+        if inner == 1 {
+            largest.iter_mut().zip(block).for_each(|(m, v)| *m = m.max(v.abs()));
+        } else {
+            for (m, row) in largest.iter_mut().zip(block.chunks(inner)) {
+                *m = row.iter().fold(*m, |m, v| m.max(v.abs()));
+            }
+        }
+    }
+    largest
+}
+
+/// One block of rows, each with its scale.
+fn quantize(from: &[f32], scales: &[f32], inner: usize, to: &mut [i8]) {
+    if inner > 1 {
+        let rows = from.chunks(inner).zip(to.chunks_mut(inner));
+        rows.zip(scales).for_each(|((from, to), &scale)| quantize_slice(from, scale, 0, to));
+        return;
+    }
+    // Adding and taking away 1.5·2^23 rounds to the nearest integer, halves to even.
+    const ROUND: f32 = 12_582_912.0;
+    for ((to, from), scale) in to.iter_mut().zip(from).zip(scales) {
+        *to = ((from / scale + ROUND) - ROUND) as i8;
+    }
+}
+
+/// The scale of a channel whose largest magnitude is `largest`.
+fn scale_for(largest: f32) -> f32 {
+    let scale = largest / 127.0;
+    if scale.is_normal() { scale } else { 1.0 }
+}
+
+/// A table for Gather: `uint8`, with a scale and zero point for each index along the last axis, which rows share.
+pub fn table(real: &[f32], shape: &[usize]) -> Result<Packed, Fault> {
+    let columns = if shape.len() > 1 { shape.last().copied().unwrap_or(1).max(1) } else { 1 };
+    let share = (SHARE / columns).max(1) * columns;
+    let bounds = |part: &[f32]| {
+        let mut bounds = vec![(0f32, 0f32); columns];
+        for row in part.chunks(columns) {
+            bounds.iter_mut().zip(row).for_each(|(b, v)| *b = (b.0.min(*v), b.1.max(*v)));
+        }
+        bounds
+    };
+    let wider = |a: Vec<(f32, f32)>, b: Vec<(f32, f32)>| {
+        a.iter().zip(&b).map(|(x, y)| (x.0.min(y.0), x.1.max(y.1))).collect()
+    };
+    let bounds = real.par_chunks(share).map(bounds).reduce(|| vec![(0.0, 0.0); columns], wider);
+    let params: Vec<QuantParams> =
+        bounds.iter().map(|b| QuantParams::asymmetric(b.0, b.1, DType::U8)).collect();
+    let mut bytes = vec![0u8; real.len()];
+    bytes.par_chunks_mut(share).zip(real.par_chunks(share)).for_each(|(to, from)| {
+        for (to, from) in to.chunks_mut(columns).zip(from.chunks(columns)) {
+            to.iter_mut().zip(from).zip(&params).for_each(|((q, v), p)| *q = p.quantize(*v) as u8);
+        }
+    });
+    let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
+    let zeros: Vec<u8> = params.iter().map(|p| p.zero_point as u8).collect();
+    match columns {
+        1 => Packed::bytes(DType::U8, shape, bytes, Array::scalar(scales[0]), Array::scalar(zeros[0]), None),
+        _ => Packed::bytes(DType::U8, shape, bytes, Array::vector(scales), Array::vector(zeros), Some(-1)),
+    }
+}

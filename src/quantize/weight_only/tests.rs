@@ -1,0 +1,108 @@
+use super::quantize;
+use crate::interpret::Program;
+use crate::ir::{Array, DType, Graph, Model};
+use crate::onnx::{import, text};
+use crate::passes::{check, infer};
+use crate::quantize::candidate::Filter;
+
+fn read(body: &str) -> Model {
+    let source = format!("< ir_version: 8, opset_import: [\"\" : 17] >\n{body}");
+    let mut model = import(text::parse(&source).unwrap(), &|_| Err("no external data".into())).unwrap();
+    infer(&mut model.graph);
+    model
+}
+
+fn ramp(shape: &[usize]) -> Array {
+    let count = shape.iter().product::<usize>();
+    Array::new(shape, (0..count).map(|i| libm::sinf(i as f32 * 0.7)).collect::<Vec<f32>>()).unwrap()
+}
+
+fn bytes(graph: &Graph) -> usize {
+    let inner = |n| graph.node(n).bodies.iter().map(|b| bytes(&b.graph)).sum::<usize>();
+    let own: usize = graph.constants.iter().filter_map(|&c| graph.constant(c)).map(|t| t.byte_len()).sum();
+    own + graph.nodes().map(inner).sum::<usize>()
+}
+
+/// Quantizes the weights, checks that outputs stay close and the constants shrink to this share.
+#[track_caller]
+fn shrinks(body: &str, inputs: &[Array], share: f64) -> (Model, Vec<String>) {
+    let before = read(body);
+    let mut after = before.clone();
+    let done = quantize(&mut after.graph, &Filter::default()).unwrap();
+    infer(&mut after.graph);
+    check(&after, "weights").unwrap();
+    let run = |m: &Model| Program::new(&m.graph).unwrap().run(inputs).unwrap();
+    for (x, y) in run(&before).iter().zip(run(&after)) {
+        let (x, y) = (x.to_f32().unwrap(), y.to_f32().unwrap());
+        let signal: f32 = x.iter().map(|v| v * v).sum();
+        let noise: f32 = x.iter().zip(&y).map(|(a, b)| (a - b) * (a - b)).sum();
+        assert!(noise > 0.0 && noise < signal * 1e-3, "noise {noise}, signal {signal}");
+    }
+    let (small, large) = (bytes(&after.graph) as f64, bytes(&before.graph) as f64);
+    assert!(small / large < share, "{small} of {large} bytes");
+    (after, done.nodes.into_iter().collect())
+}
+
+#[test]
+fn operators_that_multiply_by_a_weight() {
+    let cases = [
+        ("float[1,8,9,9] x", "float[16,8,3,3] w", "y = Conv (x, w)", vec![1, 8, 9, 9]),
+        ("float[1,8,9,9] x", "float[8,4,3,3] w", "y = ConvTranspose <group = 2> (x, w)", vec![1, 8, 9, 9]),
+        ("float[4,32] x", "float[64,32] w", "y = Gemm <transB = 1> (x, w)", vec![4, 32]),
+        ("float[32,4] x", "float[64,32] w", "y = MatMul (w, x)", vec![32, 4]),
+        ("float[3,4,32] x", "float[3,32,16] w", "y = MatMul (x, w)", vec![3, 4, 32]),
+        (
+            "float[2,5,32] x",
+            "float[8,32,4] w",
+            "y = Einsum <equation = \"btd,hdk->bthk\"> (x, w)",
+            vec![2, 5, 32],
+        ),
+    ];
+    for (x, w, node, shape) in cases {
+        let body = format!("g ({x}) => (float y) <{w} = random(1, -1.0, 1.0)> {{ {node} }}");
+        let (model, nodes) = shrinks(&body, &[ramp(&shape)], 0.3);
+        assert_eq!(nodes.len(), 1, "{node}");
+        let w = model.graph.find("w").unwrap();
+        assert!(model.graph.producer(w).is_some(), "the weight keeps its name: {node}");
+    }
+}
+
+#[test]
+fn recurrent_layers() {
+    let body = "g (float[5,1,16] x) => (float[5,1,1,16] y) <float[1,64,16] w = random(1, -0.3, 0.3), \
+                float[1,64,16] r = random(2, -0.3, 0.3)> { y = LSTM <hidden_size = 16> (x, w, r) }";
+    let (model, _) = shrinks(body, &[ramp(&[5, 1, 16])], 0.34);
+    let node = model.graph.nodes().filter(|&n| model.graph.node(n).is("DequantizeLinear")).count();
+    assert_eq!(node, 2);
+}
+
+#[test]
+fn tables_are_gathered_as_integers() {
+    let body =
+        "g (int64[3] i) => (float[3,32] y) <float[99,32] t = random(1, -1.0, 1.0)> { y = Gather (t, i) }";
+    let (model, _) = shrinks(body, &[Array::vector(vec![0i64, 98, 4])], 0.4);
+    let gather = model.graph.nodes().find(|&n| model.graph.node(n).is("Gather")).unwrap();
+    assert_eq!(model.graph.constant_input(gather, 0).unwrap().dtype(), DType::U8);
+}
+
+#[test]
+fn shared_weights_are_stored_once_and_bodies_read_them_by_name() {
+    let body = "g (bool c, float[2,32] x) => (float[2,32] y) <float[32,32] w = random(1, -0.3, 0.3)> { a = MatMul (x, w) \
+        y = If (c) <then_branch = t () => (float[2,32] p) { p = MatMul (a, w) }, \
+        else_branch = e () => (float[2,32] q) <float[32,32] v = random(2, -0.3, 0.3)> { q = MatMul (a, v) }> }";
+    for c in [true, false] {
+        let (_, nodes) = shrinks(body, &[Array::scalar(c), ramp(&[2, 32])], 0.3);
+        assert_eq!(nodes, ["MatMul `a`", "MatMul `p`", "MatMul `q`"]);
+    }
+}
+
+#[test]
+fn what_the_user_excludes_keeps_its_weight() {
+    let mut model = read(
+        "g (float[2,32] x) => (float[2,32] y) <float[32,32] w = random(1, -0.3, 0.3)> { y = MatMul (x, w) }",
+    );
+    let filter = Filter { exclude: vec!["y".into()], ..Filter::default() };
+    let done = quantize(&mut model.graph, &filter).unwrap();
+    assert_eq!(done.float, [("MatMul `y`".to_string(), "excluded by `y`".to_string())]);
+    assert_eq!(model.graph.nodes().count(), 1);
+}
