@@ -10,6 +10,7 @@ mod kernels;
 mod pairs;
 mod weights;
 
+use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::error::{Error, one_line};
@@ -22,7 +23,7 @@ use crate::report::qdq;
 pub use kernels::Kernel;
 
 /// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Costs speed, size or accuracy, and can be helped.
@@ -38,8 +39,8 @@ pub struct Finding {
     pub level: Level,
     /// A fixed name for this kind of finding.
     pub kind: &'static str,
-    /// The node or nodes, as operator and name.
-    pub place: String,
+    /// The nodes, as operator and name.
+    pub places: Vec<String>,
     /// What is the matter.
     pub message: String,
 }
@@ -59,6 +60,9 @@ pub struct Explanation {
     pub findings: Vec<Finding>,
 }
 
+/// Of more nodes than this the others are counted.
+const NAMED: usize = 4;
+
 /// What the checks are made of.
 struct Context<'a> {
     graph: &'a Graph,
@@ -72,7 +76,7 @@ struct Context<'a> {
 impl Context<'_> {
     fn finding(&self, level: Level, kind: &'static str, id: NodeId, message: impl Into<String>) -> Finding {
         let place = format!("{}{}", self.prefix, label(self.graph, id));
-        Finding { level, kind, place, message: message.into() }
+        Finding { level, kind, places: vec![place], message: message.into() }
     }
 }
 
@@ -88,13 +92,26 @@ pub fn explain(model: &Model, target: &Target) -> Result<Explanation, Error> {
     let mut explanation = Explanation::default();
     let context = Context { graph: &graph, target, excluded, prefix: String::new() };
     look(&context, &mut explanation)?;
+    explanation.findings = merged(std::mem::take(&mut explanation.findings));
     explanation.findings.sort_by_key(|f| f.level);
     if explanation.integer + explanation.integer_operators + explanation.weight_only == 0 {
         let message = "nothing in it is computed on integers or has integer weights".into();
-        let place = "the model".into();
-        explanation.findings.insert(0, Finding { level: Level::Note, kind: "not-quantized", place, message });
+        let places = vec!["the model".into()];
+        explanation
+            .findings
+            .insert(0, Finding { level: Level::Note, kind: "not-quantized", places, message });
     }
     Ok(explanation)
+}
+
+/// Findings that say the same of different nodes become one.
+fn merged(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut merged: IndexMap<(Level, &str, String), Vec<String>> = IndexMap::new();
+    for f in findings {
+        merged.entry((f.level, f.kind, f.message)).or_default().extend(f.places);
+    }
+    let finding = |((level, kind, message), places)| Finding { level, kind, places, message };
+    merged.into_iter().map(finding).collect()
 }
 
 fn look(context: &Context, found: &mut Explanation) -> Result<(), Error> {
@@ -131,16 +148,19 @@ fn look(context: &Context, found: &mut Explanation) -> Result<(), Error> {
 }
 
 impl Explanation {
-    /// Number of warnings.
+    /// Number of warnings, by place.
     pub fn warnings(&self) -> usize {
-        self.findings.iter().filter(|f| f.level == Level::Warning).count()
+        self.findings.iter().filter(|f| f.level == Level::Warning).map(|f| f.places.len()).sum()
     }
 
     /// The findings for people, then a line that counts.
     pub fn text(&self) -> String {
         let line = |f: &Finding| {
             let level = if f.level == Level::Warning { "warning" } else { "note" };
-            format!("{level}[{}]: {}: {}\n", f.kind, one_line(&f.place), one_line(&f.message))
+            let more = f.places.len().saturating_sub(NAMED);
+            let named: Vec<&str> = f.places.iter().take(NAMED).map(String::as_str).collect();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("{level}[{}]: {}{more}: {}\n", f.kind, one_line(&named.join(", ")), one_line(&f.message))
         };
         let mut text: String = self.findings.iter().map(line).collect();
         let counts = format!(

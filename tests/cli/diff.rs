@@ -51,7 +51,9 @@ fn what_moved_and_by_how_much() {
         "~ constant    MatMul `mul`  1: 16 of 16 elements differ, by up to ",
     );
     changed("float[N,4] x", "float[2,4] x", "~ input       x  float[N,4] -> float[2,4]");
-    changed("  [leak] b = LeakyRelu <alpha = 0.1> (a)\n", "", "- node        LeakyRelu `leak`");
+    let gone =
+        BEFORE.replace("  [leak] b = LeakyRelu <alpha = 0.1> (a)\n", "").replace("(b, s, z)", "(a, s, z)");
+    qonnx(args!["diff", a, model(&dir, "b.onnx", &gone)]).code(1).prints(&["- node        LeakyRelu `leak`"]);
     changed(
         "[mul] a = MatMul (x, w)",
         "[pre] p = Relu (x)\n [mul] a = MatMul (p, w)",

@@ -121,6 +121,16 @@ fn operators_that_do_not_fuse() {
     );
 }
 
+/// What ONNX Runtime 1.32 does with int8 activations on x86: it makes them uint8 if one operator reads them.
+#[test]
+fn int8_with_several_readers() {
+    let int8 = [("uint8 xz = {128}", "int8 xz = {0}"), ("uint8 yz = {0}", "int8 yz = {-128}")];
+    explain(&int8, &[]).code(0).prints(&["1 operators on integers, 0 with integer weights only, 0 in float"]);
+    let twice = ("  cq =", "  t = Tanh (xd)\n  [second] u = Add (t, xd)\n  cq =");
+    let outcome = explain(&[int8[0], int8[1], twice], &[]).code(0);
+    outcome.prints(&["warning[unfused]: Conv `conv`: input 0 is int8 with several readers"]);
+}
+
 #[test]
 fn findings_for_programs() {
     let outcome = explain(&[("{0.005, 0.01}", "{0.015, 0.03}")], &["--json"]).code(0);

@@ -42,7 +42,7 @@ pub fn group(context: &Context, kernels: &[(NodeId, Kernel)], findings: &mut Vec
         });
         let place = format!("{}{} operators", context.prefix, members.len());
         let message = shown.collect::<Vec<_>>().join("; ");
-        findings.push(Finding { level: Level::Note, kind: "float-island", place, message });
+        findings.push(Finding { level: Level::Note, kind: "float-island", places: vec![place], message });
     }
 }
 

@@ -65,13 +65,13 @@ pub fn kernel(context: &Context, id: NodeId) -> Kernel {
         ([], _) if moves => Kernel::Moves,
         ([], _) => Kernel::Float(match by_user {
             Some(pattern) => format!("excluded by `{pattern}`"),
-            None if !supported || slots.is_empty() => "no integer kernel".into(),
+            None if !supported || slots.is_empty() => no_kernel_here(node).into(),
             None => "its inputs are not quantized".into(),
         }),
         (&[only], [_]) if weight == Some(only) => Kernel::WeightOnly,
         (_, _) if !supported || slots.is_empty() => no_kernel(graph, id, moves),
         (_, &[slot, ..]) => Kernel::Broken(format!("input {slot} is not quantized, so it runs in float")),
-        (_, []) => match obstacle(graph, id, &rule, &slots) {
+        (_, []) => match obstacle(context, id, &rule, &slots) {
             None => Kernel::Integer,
             Some(why) => Kernel::Broken(why),
         },
@@ -113,7 +113,14 @@ fn no_kernel(graph: &Graph, id: NodeId, moves: bool) -> Kernel {
     let back = graph.outputs_of(id).into_iter().flatten().all(|v| qdq::only_quantizer(graph, v).is_some());
     match back && moves {
         true => Kernel::Broken("has no integer kernel, but Q and DQ on both sides".into()),
-        false => Kernel::Float("no integer kernel".into()),
+        false => Kernel::Float(no_kernel_here(graph.node(id)).into()),
+    }
+}
+
+fn no_kernel_here(node: &Node) -> &'static str {
+    match node.is("BatchNormalization") {
+        true => "no integer kernel: it belongs folded into the operator before, ahead of quantization",
+        false => "no integer kernel",
     }
 }
 
@@ -123,8 +130,8 @@ fn excluded<'a>(context: &'a Context, id: NodeId) -> Option<&'a String> {
 }
 
 /// Why a node whose inputs are all dequantized does not become an integer kernel.
-fn obstacle(graph: &Graph, id: NodeId, rule: &Rule, slots: &[usize]) -> Option<String> {
-    let node = graph.node(id);
+fn obstacle(context: &Context, id: NodeId, rule: &Rule, slots: &[usize]) -> Option<String> {
+    let (graph, node) = (context.graph, context.graph.node(id));
     let mut inputs = Vec::new();
     for &slot in slots {
         let dequantize = qdq::dequantizer(graph, graph.input(id, slot)?)?;
@@ -137,6 +144,9 @@ fn obstacle(graph: &Graph, id: NodeId, rule: &Rule, slots: &[usize]) -> Option<S
         if !is_byte(params.dtype) && *rule != Rule::SameScale {
             return Some(format!("input {slot} is {}, and kernels take 8 bits", params.dtype));
         }
+        if shared_int8(context, &params, quantizer(graph, dequantize)) {
+            return Some(format!("input {slot} is int8 with several readers, which x86 kernels do not take"));
+        }
         inputs.push(params);
     }
     let first = inputs.first()?;
@@ -147,7 +157,7 @@ fn obstacle(graph: &Graph, id: NodeId, rule: &Rule, slots: &[usize]) -> Option<S
     {
         return Some("its bias is computed at run time".into());
     }
-    attributes(node).or_else(|| outputs(graph, id, rule, first))
+    attributes(node).or_else(|| outputs(context, id, rule, first))
 }
 
 fn attributes(node: &Node) -> Option<String> {
@@ -166,8 +176,23 @@ fn attributes(node: &Node) -> Option<String> {
     linear.then(|| "only mode nearest has an integer kernel".into())
 }
 
-fn outputs(graph: &Graph, id: NodeId, rule: &Rule, input: &Params) -> Option<String> {
-    let node = graph.node(id);
+/// The QuantizeLinear before a DequantizeLinear.
+fn quantizer(graph: &Graph, dequantize: NodeId) -> Option<NodeId> {
+    let (id, _) = graph.producer(graph.input(dequantize, 0)?)?;
+    qdq::is_quantize(graph.node(id)).then_some(id)
+}
+
+/// The runtime makes int8 activations uint8 on x86, but only those that one operator reads.
+fn shared_int8(context: &Context, params: &Params, quantize: Option<NodeId>) -> bool {
+    let graph = context.graph;
+    let Some(quantize) = quantize.filter(|_| params.dtype == DType::I8) else { return false };
+    let readers = qdq::dequantized(graph, quantize).into_iter();
+    let readers: usize = readers.map(|v| graph.uses(v).len() + usize::from(graph.is_output(v))).sum();
+    context.target.activation == "uint8" && readers > 1
+}
+
+fn outputs(context: &Context, id: NodeId, rule: &Rule, input: &Params) -> Option<String> {
+    let (graph, node) = (context.graph, context.graph.node(id));
     for value in graph.outputs_of(id).into_iter().flatten() {
         if graph.uses(value).is_empty() && !graph.is_output(value) {
             continue;
@@ -195,6 +220,9 @@ fn outputs(graph: &Graph, id: NodeId, rule: &Rule, input: &Params) -> Option<Str
         let Some(output) = qdq::params(graph, quantize) else {
             return Some("the scale of its output is computed at run time".into());
         };
+        if shared_int8(context, &output, Some(quantize)) {
+            return Some("its output is int8 with several readers, which x86 kernels do not give".into());
+        }
         if output.dtype != input.dtype {
             return Some(format!("its input is {} and its output {}", input.dtype, output.dtype));
         }
