@@ -2,25 +2,47 @@
 
 mod compare;
 mod compile;
+mod console;
 mod diff;
 mod explain;
+mod help;
 mod inspect;
 mod ops;
 mod progress;
 mod run;
+mod shell;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::error::Error;
+/// Version and facts of the build.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ntarget   ",
+    env!("QONNX_TARGET"),
+    "\nprofile  ",
+    env!("QONNX_PROFILE"),
+    "\ncompiler ",
+    env!("QONNX_RUSTC"),
+);
 
 /// Quantize ONNX models: fp32 in, INT8 out.
 #[derive(Parser)]
-#[command(name = "qonnx", version, about, max_term_width = 110)]
+#[command(name = "qonnx", version, long_version = LONG_VERSION, about, max_term_width = 110)]
 struct Arguments {
+    /// The form of messages on standard error.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t,
+        global = true,
+        help_heading = "Messages"
+    )]
+    message_format: console::Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,42 +63,37 @@ enum Command {
     Explain(explain::Explain),
     /// List the operators that qonnx knows.
     Ops(ops::Ops),
+    /// Print completions for a shell.
+    Completions(shell::Completions),
+    /// Print a manual page.
+    Man(shell::Man),
 }
 
 /// Runs the command line. 0: done; 1: the model, the data or a gate failed; 2: the arguments are wrong; 3: an operator
 /// is not implemented.
 pub fn run() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let command = help::grouped(Arguments::command());
+    let parsed = command.clone().try_get_matches().and_then(|m| Arguments::from_arg_matches(&m));
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    console::start(arguments.message_format);
     let result = match arguments.command {
-        Command::Compile(command) => command.run(),
-        Command::Run(command) => command.run(),
-        Command::Compare(command) => command.run(),
-        Command::Inspect(command) => command.run(),
-        Command::Diff(command) => command.run(),
-        Command::Explain(command) => command.run(),
-        Command::Ops(command) => command.run(),
+        Command::Compile(compile) => compile.run(),
+        Command::Run(run) => run.run(),
+        Command::Compare(compare) => compare.run(),
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Diff(diff) => diff.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Ops(ops) => ops.run(),
+        Command::Completions(completions) => completions.run(command),
+        Command::Man(man) => man.run(command),
     };
-    result.unwrap_or_else(|error| fail(&error))
-}
-
-/// Tells the error on one line.
-fn fail(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref::<Error>() {
-        Some(error) if error.fault().is_unimplemented() => {
-            eprintln!("error: {} at {}", error.fault(), crate::error::one_line(error.place()));
-            ExitCode::from(3)
-        }
-        _ => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(1)
-        }
-    }
+    result.unwrap_or_else(|error| ExitCode::from(console::error(&error)))
 }
 
 /// Sets the number of threads of the process.

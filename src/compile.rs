@@ -16,6 +16,7 @@ use crate::options::{Effort, Mode, Options};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, Filter, watched};
 use crate::quantize::{Half, Plan, Target, dynamic, half, insert, placement, plan, weight_only};
+use crate::report::provenance::Provenance;
 use crate::report::{Quantized, Report};
 use crate::tune::reconstruct::reconstruct;
 use crate::tune::{self, sensitivity};
@@ -36,6 +37,18 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     };
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
+    let samples = match mode {
+        Mode::None => None,
+        _ => open_samples(&source.model.graph, options, mode)?,
+    };
+    let provenance = Provenance::of(input, &source, samples.as_ref(), options, report.mode)?;
+    report.files.clone_from(&provenance.files);
+    // Without a mode the output is the input, byte for byte.
+    let copied = || mode == Mode::None && onnx::read(output).is_ok_and(|o| o.digest == source.digest);
+    if options.if_changed && (provenance.made(output) || copied()) {
+        report.unchanged = true;
+        return Ok(report);
+    }
     let mut model = source.model;
     if mode != Mode::None {
         let original = model.graph.clone();
@@ -46,7 +59,6 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
         report.passes(log);
-        let samples = open_samples(&original, options, mode)?;
         let quantized = match (mode, &samples, &half) {
             (_, _, Some(half)) => halve(&mut model, samples.as_ref(), half, watch)?,
             (Mode::Static, Some(samples), _) => {
@@ -69,7 +81,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         report.quantized(quantized);
         passes::infer(&mut model.graph);
         passes::check(&model, "quantization")?;
-        report.sign(&mut model);
+        report.sign(&mut model, &provenance);
     }
     report.size_after = onnx::write(output, &model)?;
     report.seconds = started.elapsed().as_secs_f64();

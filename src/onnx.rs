@@ -13,7 +13,7 @@ pub mod text;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -42,6 +42,15 @@ pub struct Source {
     pub digest: String,
     /// Bytes that the schema has no field for; they are lost when the model is written.
     pub lost_bytes: usize,
+    /// The files beside the model that hold payloads.
+    beside: ExternalData,
+}
+
+impl Source {
+    /// Files beside the model that hold payloads, with the first 16 hexadecimal digits of their SHA-256.
+    pub fn external(&self) -> Vec<(PathBuf, String)> {
+        self.beside.digests()
+    }
 }
 
 /// Reads a model file.
@@ -58,7 +67,7 @@ fn read_edited(path: &Path, edit: MessageEdit) -> Result<Source, Error> {
     let external = |tensor: &proto::TensorProto| beside.load(tensor);
     let (size, digest) = (bytes.len(), digest(&bytes));
     let (model, lost_bytes) = decode_edited(bytes, &external, edit).map_err(|e| e.within(path.display()))?;
-    Ok(Source { model, size, digest, lost_bytes })
+    Ok(Source { model, size, digest, lost_bytes, beside })
 }
 
 /// Reads a model file and refuses a graph that breaks the rules.

@@ -96,6 +96,8 @@ pub struct Options {
     pub half: Half,
     /// Stop the passes after this many edits.
     pub stop_after: Option<usize>,
+    /// Leave an output alone that was made from the same files and options.
+    pub if_changed: bool,
     /// The command, for the provenance that is written into the model.
     pub command: String,
 }
@@ -113,6 +115,7 @@ impl Default for Options {
             filter: Filter::default(),
             half: Half::default(),
             stop_after: None,
+            if_changed: false,
             command: String::new(),
         }
     }

@@ -6,13 +6,16 @@ pub mod explain;
 pub mod inspect;
 mod macs;
 pub mod operators;
+pub mod provenance;
 pub mod qdq;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use self::provenance::Provenance;
 
 use crate::calibrate::read::Samples;
 use crate::compare::closeness::Closeness;
@@ -64,6 +67,12 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// What was quantized and what was not.
     pub quantized: Quantized,
+    /// What the result was made from.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
+    /// The output was made from the same before, and left alone.
+    #[serde(skip)]
+    pub unchanged: bool,
     /// Closeness of each output to the original's on calibration samples.
     pub outputs: Vec<Closeness>,
 }
@@ -177,6 +186,8 @@ impl Report {
             refused: Vec::new(),
             warnings,
             quantized: Quantized::default(),
+            files: Vec::new(),
+            unchanged: false,
             outputs: Vec::new(),
         }
     }
@@ -226,7 +237,7 @@ impl Report {
     }
 
     /// Writes producer and provenance into the model.
-    pub fn sign(&self, model: &mut Model) {
+    pub fn sign(&self, model: &mut Model, provenance: &Provenance) {
         let mut set = |key: &str, value: &str| {
             let entries = &mut model.rest.metadata_props;
             entries.retain(|e| e.key.as_deref() != Some(key));
@@ -240,12 +251,16 @@ impl Report {
         if let Some(digest) = &self.data_digest {
             set("qonnx.data_sha256", digest);
         }
+        set(provenance::KEY, &provenance.digest);
         model.rest.producer_name = Some("qonnx".into());
         model.rest.producer_version = Some(self.version.into());
     }
 
     /// Three or four lines for the terminal.
     pub fn summary(&self) -> String {
+        if self.unchanged {
+            return "unchanged: the output was made from the same model, data and options\n".into();
+        }
         let mut text = String::new();
         let ratio = self.size_after as f64 / self.size_before.max(1) as f64;
         let mb = |bytes: usize| bytes as f64 / 1e6;

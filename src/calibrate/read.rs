@@ -135,6 +135,12 @@ impl Samples {
         self.samples.iter().map(|sample| sample.name.as_str())
     }
 
+    /// The files that hold the samples, each once.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let firsts = self.samples.iter().filter(|sample| sample.part.0 == 0);
+        firsts.flat_map(|sample| &sample.files).map(PathBuf::as_path)
+    }
+
     /// What the user should be told about the samples opened and loaded so far; sorted, each thing once.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().map(|warnings| warnings.iter().cloned().collect()).unwrap_or_default()

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
+use super::console;
 use super::progress::Progress;
 use super::run::Numerics;
 use crate::calibrate::config::Config;
@@ -24,6 +25,8 @@ const DRIFT: f64 = 20.0;
 
 /// Run two models on the same samples and tell how close they are. Exits with 1 if a gate fails.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  qonnx compare in.onnx out.onnx --data samples/ --layers\n  \
+    qonnx compare in.onnx out.onnx --data eval/ --labels labels.txt --min-sqnr 20 --max-drop 0.5")]
 pub struct Compare {
     /// The model to hold against: the original.
     a: PathBuf,
@@ -78,7 +81,8 @@ impl Compare {
     /// Compares, prints, and judges.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         super::start_threads(self.threads)?;
-        let (mut a, mut b) = (onnx::read_valid(&self.a)?.model.graph, onnx::read_valid(&self.b)?.model.graph);
+        let (mut a, mut b) =
+            (onnx::read_inlined(&self.a)?.model.graph, onnx::read_inlined(&self.b)?.model.graph);
         passes::infer(&mut a);
         passes::infer(&mut b);
         let samples = self.open(&a)?;
@@ -96,7 +100,7 @@ impl Compare {
             false => None,
         };
         progress.finish();
-        samples.warnings().iter().for_each(|w| eprintln!("warning: {}", one_line(w)));
+        samples.warnings().iter().for_each(|w| console::warning(w));
         let outputs = closeness::total(&pair.names, &sums);
         let accuracy = self.accuracy(&pair, &bests)?;
         let failed = self.gates(&outputs, accuracy.as_ref());

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use super::console;
+use super::help::nearest;
 use super::progress::Progress;
 use anyhow::Context;
 use clap::Args;
@@ -11,68 +13,105 @@ use clap::Args;
 use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
+use crate::error::one_line;
 use crate::options::{Effort, Mode, Options};
 use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
+use crate::report::Report;
+use crate::report::operators::operators;
+use crate::report::provenance::rule;
 
 /// Quantize a model. Without --calib only the weights are quantized; with it, activations too.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  qonnx compile in.onnx out.onnx --calib samples/\n  \
+    qonnx compile in.onnx out.onnx --calib samples/ --exclude '/head/*' --json report.json\n  \
+    qonnx compile in.onnx out.onnx --calib samples/ --if-changed --depfile out.d")]
 pub struct Compile {
     /// The fp32 model.
     input: PathBuf,
     /// Where to write the result. Replaced whole, or left alone if anything fails.
     output: PathBuf,
     /// Calibration samples: a directory of npz, npy, pb or pictures.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Calibration")]
     calib: Option<PathBuf>,
     /// auto (static with --calib, else weight-only), none, weight-only, static, dynamic, fp16 or
     /// bf16.
-    #[arg(long, default_value = "auto", value_parser = Mode::from_str)]
+    #[arg(long, default_value = "auto", value_parser = Mode::from_str, help_heading = "What to do")]
     mode: Mode,
     /// How activation ranges are chosen: minmax, percentile[=99.99], entropy, mse, or auto, which takes for each
     /// tensor the one with the least error.
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", help_heading = "Calibration")]
     calibrator: Calibrator,
     /// How much time to spend on accuracy: fast (calibrated ranges only), balanced or best.
-    #[arg(long, value_enum, default_value = "balanced")]
+    #[arg(long, value_enum, default_value = "balanced", help_heading = "What to do")]
     effort: Effort,
     /// Use the first N samples; 100 are enough.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Calibration")]
     samples: Option<u32>,
     /// Runtime and processor to compile for: ort-cpu, ort-cpu-vnni.
-    #[arg(long, default_value = "ort-cpu")]
+    #[arg(long, default_value = "ort-cpu", help_heading = "What to do")]
     target: String,
     /// Nodes to keep in float: a name, or a pattern with * and ?. May be repeated.
-    #[arg(long, value_name = "NAME_OR_GLOB")]
+    #[arg(long, value_name = "NAME_OR_GLOB", help_heading = "What to do")]
     exclude: Vec<String>,
     /// The only operators to quantize, separated by commas.
-    #[arg(long, value_name = "OPS", value_delimiter = ',')]
+    #[arg(long, value_name = "OPS", value_delimiter = ',', value_parser = operator, help_heading = "What to do")]
     only_ops: Vec<String>,
     /// With fp16 and bf16: inputs and outputs of the model stay float32; `--keep-io=false` makes them half as well.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
+          default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "What to do")]
     keep_io: bool,
     /// With fp16 and bf16: operators or nodes to keep in float32, as names or patterns. May be repeated.
-    #[arg(long, value_name = "OP_OR_NODE")]
+    #[arg(long, value_name = "OP_OR_NODE", help_heading = "What to do")]
     keep_float: Vec<String>,
     /// Threads; as many as there are processors by default. The result does not depend on them.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Running")]
     threads: Option<u16>,
     /// Settings too long for a command line: the preprocessing of pictures.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Calibration")]
     config: Option<PathBuf>,
     /// Write what was done as JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Messages")]
     json: Option<PathBuf>,
+    /// Write which files the output depends on, as a rule for Make or Ninja.
+    #[arg(long, value_name = "FILE", help_heading = "Build systems")]
+    depfile: Option<PathBuf>,
+    /// Leave an output alone that was made from the same model, data, options and version.
+    #[arg(long, help_heading = "Build systems")]
+    if_changed: bool,
     /// Stop the passes after N edits, to find one at fault.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Running")]
     stop_after: Option<usize>,
     /// Say nothing unless it fails.
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Messages")]
     quiet: bool,
     /// Say what each pass did and why operators stayed float.
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Messages")]
     verbose: bool,
+}
+
+/// What each pass and each tuning step did, and why operators stayed float.
+fn details(report: &Report) -> String {
+    let applied = report.applied.iter().map(|(pass, node)| format!("pass      {pass}: {node}"));
+    let refused = report.refused.iter().map(|(pass, node, why)| format!("refused   {pass}: {node}: {why}"));
+    let steps = report.quantized.steps.iter().map(|s| {
+        let (kept, t) = (if s.kept { "kept" } else { "taken back" }, s.seconds);
+        format!("step      {}: {:.1} dB -> {:.1} dB, {kept}, {t:.1} s", s.name, s.before_db, s.after_db)
+    });
+    let float = report.quantized.float.iter().map(|(node, why)| format!("float     {node}: {why}"));
+    applied.chain(refused).chain(steps).chain(float).map(|line| one_line(&line) + "\n").collect()
+}
+
+/// The name of an operator, as `--only-ops` takes it.
+fn operator(name: &str) -> Result<String, String> {
+    let known = || operators().into_iter().map(|o| o.name);
+    if known().any(|k| k == name) {
+        return Ok(name.into());
+    }
+    Err(match nearest(name, known()) {
+        Some(near) => format!("no operator has this name; did you mean `{near}`?"),
+        None => "no operator has this name; `qonnx ops` lists them".into(),
+    })
 }
 
 impl Compile {
@@ -86,7 +125,12 @@ impl Compile {
         });
         progress.finish();
         let report = report?;
-        if let Some(path) = &self.json {
+        if let Some(path) = &self.depfile {
+            let files = report.files.iter().cloned().chain(self.calib.clone()).chain(self.config.clone());
+            let files: Vec<PathBuf> = files.collect();
+            crate::onnx::write_atomically(path, rule(&self.output, &files).as_bytes())?;
+        }
+        if let Some(path) = self.json.as_ref().filter(|_| !report.unchanged) {
             let text = serde_json::to_string_pretty(&report).context("writing JSON")?;
             crate::onnx::write_atomically(path, text.as_bytes())?;
         }
@@ -94,21 +138,12 @@ impl Compile {
             return Ok(ExitCode::SUCCESS);
         }
         for warning in &report.warnings {
-            eprintln!("warning: {}", crate::error::one_line(warning));
+            console::warning(warning);
         }
         if self.verbose {
-            report.applied.iter().for_each(|(pass, node)| eprintln!("pass      {pass}: {node}"));
-            report.refused.iter().for_each(|(pass, node, why)| eprintln!("refused   {pass}: {node}: {why}"));
-            for s in &report.quantized.steps {
-                let (kept, t) = (if s.kept { "kept" } else { "taken back" }, s.seconds);
-                eprintln!(
-                    "step      {}: {:.1} dB -> {:.1} dB, {kept}, {t:.1} s",
-                    s.name, s.before_db, s.after_db
-                );
-            }
-            report.quantized.float.iter().for_each(|(node, why)| eprintln!("float     {node}: {why}"));
+            console::note(&details(&report));
         }
-        eprint!("{}", report.summary());
+        console::note(&report.summary());
         Ok(ExitCode::SUCCESS)
     }
 
@@ -128,6 +163,8 @@ impl Compile {
             filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
             half: Half { keep_io: self.keep_io, keep: self.keep_float.clone(), ..Half::default() },
             stop_after: self.stop_after,
+            // What is asked for besides the output must be there too.
+            if_changed: self.if_changed && self.json.as_ref().is_none_or(|path| path.exists()),
             command: self.command(),
         })
     }

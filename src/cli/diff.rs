@@ -12,6 +12,7 @@ use crate::report::diff;
 /// Tell what changed between two models, for a reviewer. Exits with 0 if nothing did, 1 if something did, 2 if a model
 /// cannot be read.
 #[derive(Args)]
+#[command(after_help = "Example:\n  qonnx diff old.onnx new.onnx || echo they differ")]
 pub struct Diff {
     /// The model before.
     a: PathBuf,
@@ -31,7 +32,7 @@ impl Diff {
         match self.changes() {
             Ok(changes) => Ok(ExitCode::from(u8::from(changes))),
             Err(error) => {
-                super::fail(&error);
+                super::console::error(&error);
                 Ok(ExitCode::from(2))
             }
         }

@@ -13,6 +13,7 @@ use crate::report::explain::explain;
 /// Tell why a quantized model is not faster, smaller or more exact: float islands, Q/DQ that no kernel takes, scales
 /// that do not fit. For models from any tool.
 #[derive(Args)]
+#[command(after_help = "Example:\n  qonnx explain out.onnx --deny warnings")]
 pub struct Explain {
     /// The quantized model.
     model: PathBuf,

@@ -13,6 +13,7 @@ use crate::report::inspect::Inspection;
 
 /// Tell what is in a model: interface, operators, sizes, work, and how far it is quantized.
 #[derive(Args)]
+#[command(after_help = "Example:\n  qonnx inspect model.onnx --text > model.golden")]
 pub struct Inspect {
     /// The model.
     model: PathBuf,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
+use super::console;
 use crate::calibrate::read::{InputSpec, one};
 use crate::calibrate::write;
 use crate::error::{Fault, one_line};
@@ -15,6 +16,7 @@ use crate::onnx;
 
 /// Run a model on one set of inputs in the interpreter.
 #[derive(Args)]
+#[command(after_help = "Example:\n  qonnx run model.onnx --input-dir test_data_set_0 --out outputs")]
 pub struct Run {
     /// The model.
     model: PathBuf,
@@ -65,12 +67,12 @@ impl Run {
     /// Runs the model and writes its outputs.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         super::start_threads(self.threads)?;
-        let model = onnx::read_valid(&self.model)?.model;
+        let model = onnx::read_inlined(&self.model)?.model;
         let graph = &model.graph;
         let program = self.numerics.program(graph)?;
         let (inputs, warnings) = inputs(graph, &self.input_dir)?;
         if !self.quiet {
-            warnings.iter().for_each(|w| eprintln!("warning: {}", one_line(w)));
+            warnings.iter().for_each(|w| console::warning(w));
         }
         let outputs = program.run(&inputs)?;
         std::fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
@@ -86,7 +88,8 @@ impl Run {
             if !self.quiet {
                 let renamed = if stem == name { "" } else { " (the name is no file name)" };
                 let ty = array.tensor_type();
-                eprintln!("output    `{}` {ty} -> {}{renamed}", one_line(name), path.display());
+                let name = one_line(name);
+                console::note(&format!("output    `{name}` {ty} -> {}{renamed}", path.display()));
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -55,6 +55,12 @@ impl ExternalData {
         Ok(file.slice(offset as usize..(offset + length) as usize))
     }
 
+    /// The files that were asked for, with the first 16 hexadecimal digits of their SHA-256.
+    pub fn digests(&self) -> Vec<(PathBuf, String)> {
+        let files = self.files.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        files.iter().map(|(path, bytes)| (path.clone(), super::digest(bytes))).collect()
+    }
+
     /// The bytes of a file in the model's directory.
     fn file(&self, location: &str) -> Result<Bytes, Fault> {
         let path = self.resolve(location)?;

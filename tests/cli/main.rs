@@ -7,6 +7,7 @@ mod diff;
 mod explain;
 mod inspect;
 mod run;
+mod shell;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

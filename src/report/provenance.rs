@@ -1,0 +1,71 @@
+//! Where a result comes from: every file that decides it, and one digest over all of that.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::calibrate::read::Samples;
+use crate::error::Error;
+use crate::onnx::{self, Source};
+use crate::options::Options;
+
+/// The key under which a result carries the digest.
+pub const KEY: &str = "qonnx.provenance_sha256";
+
+/// What a result is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provenance {
+    /// The model, its external data, the samples.
+    pub files: Vec<PathBuf>,
+    /// The first 16 digits of a SHA-256 over version, options, and the contents of the files.
+    pub digest: String,
+}
+
+impl Provenance {
+    /// Takes down what a compilation in this mode is made from.
+    pub fn of(
+        input: &Path,
+        source: &Source,
+        samples: Option<&Samples>,
+        options: &Options,
+        mode: &str,
+    ) -> Result<Self, Error> {
+        let mut hash = Sha256::new();
+        let mut add = |part: &str| {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        };
+        let recipe = format!("{:?}", options.recipe);
+        [env!("CARGO_PKG_VERSION"), mode, &options.target, &options.command, &recipe, &source.digest]
+            .into_iter()
+            .for_each(&mut add);
+        let external = source.external();
+        external.iter().for_each(|(_, digest)| add(digest));
+        let mut files = vec![input.to_owned()];
+        files.extend(external.into_iter().map(|(path, _)| path));
+        if let Some(samples) = samples {
+            add(&samples.digest()?);
+            files.extend(samples.files().map(Path::to_owned));
+        }
+        let digest = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        Ok(Self { files, digest })
+    }
+
+    /// Was the model in this file made from the same?
+    pub fn made(&self, output: &Path) -> bool {
+        let Ok(source) = onnx::read(output) else { return false };
+        let entries = &source.model.rest.metadata_props;
+        entries.iter().any(|e| e.key.as_deref() == Some(KEY) && e.value.as_deref() == Some(&self.digest))
+    }
+}
+
+/// A rule for Make and Ninja: `output` depends on these files.
+pub fn rule(output: &Path, files: &[PathBuf]) -> String {
+    let escaped = |path: &Path| {
+        let path = path.to_string_lossy();
+        path.replace('\\', "\\\\").replace('$', "$$").replace('#', "\\#").replace(' ', "\\ ")
+    };
+    let mut text = format!("{}:", escaped(output));
+    files.iter().for_each(|f| text.push_str(&format!(" \\\n  {}", escaped(f))));
+    text + "\n"
+}

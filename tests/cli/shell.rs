@@ -1,0 +1,142 @@
+//! Help, messages, completions, and what build systems need.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{args, digits, model, qonnx, samples, tempdir};
+
+#[test]
+fn help_names_every_command_in_a_group() {
+    let help = qonnx(args!["--help"]).code(0).out;
+    for group in ["Make:", "Check:", "Look:", "Shell:", "Options:", "Examples:", "Exit codes:"] {
+        assert!(help.contains(group), "no `{group}` in\n{help}");
+    }
+    assert!(!help.contains("Other:\n"), "a new command wants a group:\n{help}");
+    for command in ["compile", "compare", "run", "explain", "inspect", "diff", "ops", "completions", "man"] {
+        assert!(help.lines().any(|l| l.trim_start().starts_with(command)), "no `{command}` in\n{help}");
+        qonnx(args![command, "--help"]).code(0).prints(&["Usage: qonnx"]);
+    }
+    qonnx(args!["compile", "--help"]).code(0).prints(&["Calibration:", "Build systems:", "Examples:"]);
+}
+
+#[test]
+fn typos_get_suggestions() {
+    qonnx(args!["compil"]).code(2).says(&["compile"]);
+    qonnx(args!["compile", "a", "b", "--calb", "c"]).code(2).says(&["--calib"]);
+    qonnx(args!["compile", "a", "b", "--only-ops", "Cnov"]).code(2).says(&["did you mean `Conv`?"]);
+    qonnx(args!["compile", "a", "b", "--only-ops", "Conv,Xyzzyx"]).code(2).says(&["`qonnx ops` lists them"]);
+}
+
+#[test]
+fn version_tells_of_the_build() {
+    let version = qonnx(args!["--version"]).code(0).out;
+    assert!(version.starts_with(&format!("qonnx {}\n", env!("CARGO_PKG_VERSION"))), "{version}");
+    for fact in ["target   ", "profile  ", "compiler rustc "] {
+        assert!(version.contains(fact), "no `{fact}` in {version}");
+    }
+    assert_eq!(qonnx(args!["-V"]).code(0).out.lines().count(), 1);
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        qonnx(args!["completions", shell]).code(0).prints(&["compile", "calib"]);
+    }
+    qonnx(args!["man"]).code(0).prints(&[".TH qonnx", "compile"]);
+    qonnx(args!["man", "compile"]).code(0).prints(&[".TH qonnx-compile", "calib"]);
+    qonnx(args!["man", "nothing"]).code(1).one_error();
+}
+
+#[test]
+fn messages_for_programs() {
+    let dir = tempdir();
+    let lines = |err: &str| -> Vec<Value> { err.lines().map(|l| serde_json::from_str(l).unwrap()).collect() };
+    let out = dir.path().join("out.onnx");
+    let outcome = qonnx(args!["compile", digits(), out, "--message-format", "json"]).code(0);
+    let found = lines(&outcome.err);
+    assert_eq!(found[0]["level"], "warning");
+    assert!(found.iter().any(|m| m["level"] == "note" && m["message"].as_str().unwrap().starts_with("size")));
+    let outcome = qonnx(args!["--message-format", "json", "inspect", dir.path().join("none.onnx")]).code(1);
+    let found = lines(&outcome.err);
+    assert_eq!((found.len(), &found[0]["level"], &found[0]["code"]), (1, &"error".into(), &1.into()));
+}
+
+#[test]
+fn no_colour_without_a_terminal() {
+    let err = qonnx(args!["inspect", "none.onnx"]).code(1).err;
+    assert!(!err.contains('\x1b'), "{err:?}");
+    let help = Command::new(env!("CARGO_BIN_EXE_qonnx")).arg("--help").env("NO_COLOR", "1").output().unwrap();
+    assert!(!help.stdout.contains(&0x1b));
+}
+
+#[test]
+fn depfiles_name_everything_that_was_read() {
+    let dir = tempdir();
+    let calib = dir.path().join("my samples");
+    std::fs::create_dir(&calib).unwrap();
+    std::fs::copy(samples().join("00.npz"), calib.join("00.npz")).unwrap();
+    let (out, rule) = (dir.path().join("out.onnx"), dir.path().join("out.d"));
+    qonnx(args!["compile", digits(), out, "--calib", calib, "--depfile", rule, "-q"]).code(0);
+    let text = std::fs::read_to_string(&rule).unwrap();
+    assert!(text.starts_with(&format!("{}: \\\n", out.display())), "{text}");
+    for part in ["digits.onnx", "my\\ samples/00.npz"] {
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+    // What Make makes of it: the target is up to date, and is not once a sample is newer.
+    std::fs::write(
+        dir.path().join("Makefile"),
+        format!("include out.d\n{}:\n\t@echo stale\n", out.display()),
+    )
+    .unwrap();
+    let Ok(make) = Command::new("make").arg("-s").arg(&out).current_dir(dir.path()).output() else { return };
+    assert!(!String::from_utf8_lossy(&make.stdout).contains("stale"), "{make:?}");
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(100);
+    std::fs::File::options().append(true).open(calib.join("00.npz")).unwrap().set_modified(later).unwrap();
+    let make = Command::new("make").arg("-s").arg(&out).current_dir(dir.path()).output().unwrap();
+    assert!(String::from_utf8_lossy(&make.stdout).contains("stale"), "{make:?}");
+}
+
+fn modified(path: &Path) -> std::time::SystemTime {
+    std::fs::metadata(path).unwrap().modified().unwrap()
+}
+
+#[test]
+fn if_changed_leaves_an_output_alone() {
+    let dir = tempdir();
+    let calib = dir.path().join("calib");
+    std::fs::create_dir(&calib).unwrap();
+    for name in ["00.npz", "01.npz"] {
+        std::fs::copy(samples().join(name), calib.join(name)).unwrap();
+    }
+    let out = dir.path().join("out.onnx");
+    let compile = |more: &[&str]| {
+        let input = digits();
+        let mut parts: Vec<&dyn AsRef<std::ffi::OsStr>> =
+            args!["compile", input, out, "--calib", calib, "--if-changed"].to_vec();
+        parts.extend(more.iter().map(|m| m as &dyn AsRef<std::ffi::OsStr>));
+        qonnx(&parts).code(0)
+    };
+    assert!(!compile(&[]).err.contains("unchanged"));
+    let first = (modified(&out), std::fs::read(&out).unwrap());
+    compile(&[]).says(&["unchanged"]);
+    assert_eq!(modified(&out), first.0);
+    // Another option, and another sample, make another result.
+    assert!(!compile(&["--calibrator", "minmax"]).err.contains("unchanged"));
+    compile(&["--calibrator", "minmax"]).says(&["unchanged"]);
+    std::fs::copy(samples().join("02.npz"), calib.join("01.npz")).unwrap();
+    assert!(!compile(&["--calibrator", "minmax"]).err.contains("unchanged"));
+    // A model that carries no provenance is compared byte by byte.
+    let plain = model(
+        &dir,
+        "plain.onnx",
+        r#"<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Relu (x) }"#,
+    );
+    let copy = dir.path().join("copy.onnx");
+    let none = || qonnx(args!["compile", plain, copy, "--mode", "none", "--if-changed"]).code(0);
+    none();
+    let first = modified(&copy);
+    none().says(&["unchanged"]);
+    assert_eq!(modified(&copy), first);
+}
