@@ -4,7 +4,8 @@
 //! is the value that comes back from it. The *cumulative* error is that of the value when each model runs by itself. The
 //! *local* error is that of the value when everything the second model reads to compute it comes from the first model:
 //! what this layer, its quantized weights and its quantized output add of their own. For that the second graph is cut
-//! open at every matched value, and the first model's values are fed in.
+//! open at every matched value, and the first model's values are fed in. An operator that so reads real numbers computes on
+//! them, by the ONNX definition, whatever the numerics.
 
 use std::collections::{BTreeMap, HashMap};
 

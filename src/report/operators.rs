@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::inspect::shown_domain;
-use crate::ir::{Rule, attribute};
+use crate::ir::{Op, Rule, attribute};
 use crate::ops::{Attrs, FAMILIES, OpDef};
 use crate::quantize::Target;
 
@@ -45,8 +46,16 @@ pub fn operators() -> Vec<Operator> {
                 let onnx = domain == "ai.onnx";
                 let integer = onnx && kernels.contains_key(def.name);
                 let (since, name) = (Vec::new(), def.name);
-                let operator =
-                    Operator { domain, name, family, since, float: true, integer, gradient: false, rule: "" };
+                let operator = Operator {
+                    domain,
+                    name,
+                    family,
+                    since,
+                    float: true,
+                    integer,
+                    gradient: false,
+                    rule: "float",
+                };
                 (operator, def)
             };
             let (operator, newest) = table.entry((domain, def.name)).or_insert_with(new);
@@ -58,14 +67,17 @@ pub fn operators() -> Vec<Operator> {
     }
     let finish = |(mut operator, def): (Operator, &OpDef)| {
         operator.since.sort_unstable();
-        operator.rule = rule(def);
+        if let Some(op) = usual(def) {
+            operator.rule = rule(&op.rule());
+            operator.gradient = op.gradient().is_some();
+        }
         operator
     };
     table.into_values().map(finish).collect()
 }
 
-/// The rule of an operator with its usual attributes.
-fn rule(def: &OpDef) -> &'static str {
+/// The operator with its usual attributes.
+fn usual(def: &OpDef) -> Option<Arc<dyn Op>> {
     let attributes = [
         attribute::int("axis", 0),
         attribute::int("to", 1),
@@ -73,8 +85,11 @@ fn rule(def: &OpDef) -> &'static str {
         attribute::int("hidden_size", 1),
         attribute::ints("kernel_shape", [1, 1]),
     ];
-    let mut attrs = Attrs::new(&attributes, def.since.max(OPSET), 1, 1);
-    match (def.parse)(&mut attrs).map_or(Rule::Float, |op| op.rule()) {
+    (def.parse)(&mut Attrs::new(&attributes, def.since.max(OPSET), 1, 1)).ok()
+}
+
+fn rule(rule: &Rule) -> &'static str {
+    match rule {
         Rule::Float => "float",
         Rule::Contraction { .. } => "contraction",
         Rule::SameScale => "same scale",

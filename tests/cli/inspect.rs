@@ -84,8 +84,9 @@ fn operators() {
         let found = table.lines().find(|l| l.split_whitespace().next() == Some(name)).unwrap_or_default();
         found.split_whitespace().map(str::to_string).collect::<Vec<_>>()
     };
-    assert_eq!(row("Conv")[1..5], ["yes", "yes", "-", "contraction"]);
-    assert_eq!(row("Tanh")[1..5], ["yes", "-", "-", "float"]);
+    assert_eq!(row("Conv")[1..5], ["yes", "yes", "yes", "contraction"]);
+    assert_eq!(row("Tanh")[1..5], ["yes", "-", "yes", "float"]);
+    assert_eq!(row("Shape")[1..5], ["yes", "-", "-", "float"]);
     assert_eq!(row("Concat")[4], "arithmetic");
     let json: Value = serde_json::from_str(&qonnx(args!["ops", "--json"]).code(0).out).unwrap();
     assert_eq!(json.as_array().unwrap().len(), table.lines().count() - 1);
