@@ -121,6 +121,24 @@ fn operators_that_do_not_fuse() {
     );
 }
 
+/// Where integers end and float begins, somebody reads dequantized values. That is no fault.
+#[test]
+fn borders_are_no_faults() {
+    let float = |op: &str| {
+        let then = format!("\n  [after] y = {op}\n}}");
+        let replaced = [(
+            "\n  y = DequantizeLinear (cq, ys, yz)\n}",
+            format!("\n  d = DequantizeLinear (cq, ys, yz){then}"),
+        )];
+        let replaced: Vec<(&str, &str)> = replaced.iter().map(|(a, b)| (*a, b.as_str())).collect();
+        explain(&replaced, &["--deny", "warnings"]).code(0)
+    };
+    float("Sigmoid (d)")
+        .prints(&["note[float-island]: 1 operators: Sigmoid `after` (its output is an output"]);
+    float("Mul (d, x)").prints(&["Mul `after` (input 1 is not quantized)"]);
+    float("Transpose <perm = [0, 1, 3, 2]> (d)").prints(&["1 operators on integers, 0 with", "0 in float"]);
+}
+
 /// What ONNX Runtime 1.32 does with int8 activations on x86: it makes them uint8 if one operator reads them.
 #[test]
 fn int8_with_several_readers() {

@@ -70,12 +70,32 @@ pub fn kernel(context: &Context, id: NodeId) -> Kernel {
         }),
         (&[only], [_]) if weight == Some(only) => Kernel::WeightOnly,
         (_, _) if !supported || slots.is_empty() => no_kernel(graph, id, moves),
-        (_, &[slot, ..]) => Kernel::Broken(format!("input {slot} is not quantized, so it runs in float")),
+        (_, &[slot, ..]) => match graph.input(id, slot) {
+            Some(v) if weight == Some(slot) && qdq::is_constant(graph, v) => {
+                Kernel::Broken("its weight is not quantized, so it runs in float".into())
+            }
+            _ => at_border(moves, format!("input {slot} is not quantized")),
+        },
         (_, []) => match obstacle(context, id, &rule, &slots) {
             None => Kernel::Integer,
+            // The weights of a contraction were quantized for it to run on integers.
+            Some(why) if weight.is_none() && leaves(graph, id) => at_border(moves, why),
             Some(why) => Kernel::Broken(why),
         },
     }
+}
+
+/// An operator in float beside one on integers: somewhere the integers end.
+fn at_border(moves: bool, why: String) -> Kernel {
+    if moves { Kernel::Moves } else { Kernel::Float(why) }
+}
+
+/// Does no output of the node become integers again?
+fn leaves(graph: &Graph, id: NodeId) -> bool {
+    let quantized = |v: ValueId| {
+        graph.uses(v).iter().any(|u| qdq::is_quantize(graph.node(u.node))) || behind_clamp(graph, v).is_some()
+    };
+    !graph.outputs_of(id).into_iter().flatten().any(quantized)
 }
 
 /// Relu or Clip: part of the integer operator before it, or left to the range of the quantizer behind it.
