@@ -208,6 +208,9 @@ struct Rows {
     channels: usize,
     x: Vec<f32>,
     y: Vec<f32>,
+    /// What each row counts: less where its outputs are large. A token or a place that is a hundred times as loud as the
+    /// others, before a normalization often, must not be served at their expense.
+    weight: Vec<f32>,
 }
 
 impl Rows {
@@ -215,17 +218,33 @@ impl Rows {
         self.x.len() / self.width.max(1)
     }
 
+    fn new(width: usize, channels: usize, x: Vec<f32>, y: Vec<f32>) -> Self {
+        let power = |row: &[f32]| row.iter().map(|y| f64::from(*y) * f64::from(*y)).sum::<f64>();
+        let powers: Vec<f64> = y.chunks(channels.max(1)).map(power).collect();
+        let mean = powers.iter().sum::<f64>() / powers.len().max(1) as f64;
+        let weight = |p: &f64| if mean > 0.0 { (mean / (p + mean)) as f32 } else { 1.0 };
+        Self { width, channels, weight: powers.iter().map(weight).collect(), x, y }
+    }
+
+    /// The matrix with each row multiplied by its weight.
+    fn weighted(&self, rows: &[f32], width: usize) -> Vec<f32> {
+        let rows = rows.chunks(width.max(1)).zip(&self.weight);
+        rows.flat_map(|(row, w)| row.iter().map(move |v| v * w)).collect()
+    }
+
     /// `Σ x xᵀ`.
     fn gram(&self) -> Vec<f32> {
         let mut gram = vec![0.0; self.width * self.width];
-        product(&self.x, self.width, &self.x, self.width, self.len(), &mut gram);
+        let weighted = self.weighted(&self.x, self.width);
+        product(&weighted, self.width, &self.x, self.width, self.len(), &mut gram);
         gram
     }
 
     /// `Σ y x` for each channel, with these targets.
     fn cross(&self, targets: &[f32]) -> Vec<f32> {
         let mut cross = vec![0.0; self.channels * self.width];
-        product(targets, self.channels, &self.x, self.width, self.len(), &mut cross);
+        let weighted = self.weighted(targets, self.channels);
+        product(&weighted, self.channels, &self.x, self.width, self.len(), &mut cross);
         cross
     }
 
@@ -255,7 +274,14 @@ impl Rows {
 
     /// Power of the outputs as the quantizer passes them on.
     fn signal(&self, (low, high): (f32, f32)) -> f64 {
-        self.y.iter().map(|y| f64::from(y.clamp(low, high)).powi(2)).sum()
+        let clamped: Vec<f32> = self.y.iter().map(|y| y.clamp(low, high)).collect();
+        self.power(&clamped)
+    }
+
+    /// Weighted sum of squares.
+    fn power(&self, rows: &[f32]) -> f64 {
+        let square = |row: &[f32]| row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+        rows.chunks(self.channels.max(1)).zip(&self.weight).map(|(row, &w)| f64::from(w) * square(row)).sum()
     }
 }
 
@@ -301,7 +327,7 @@ impl Solver<'_> {
             let error = |s: &Solution| {
                 let found = judge.outputs(&s.real(grids, with_bias));
                 let targets = judge.targets(&found, layer.saturation);
-                found.iter().zip(&targets).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum::<f64>()
+                judge.power(&found.iter().zip(&targets).map(|(a, b)| a - b).collect::<Vec<f32>>())
             };
             let (before, after) = (error(&first), error(&next));
             let (solution, after) = if after < before { (next, after) } else { (first, before) };
@@ -367,7 +393,7 @@ impl Solver<'_> {
             let own = target.rows.chunks(layer.channels);
             own.for_each(|row| y.extend_from_slice(&row[group * channels..][..channels]));
         }
-        Ok(Rows { width, channels, x, y })
+        Ok(Rows::new(width, channels, x, y))
     }
 
     /// The constants that change, as integers and as the runs see them.

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn descent_beats_the_nearest_integers_and_finds_the_best_of_a_small_problem() {
+    fn descent_beats_the_nearest_integers_and_ends_where_no_single_step_helps() {
         let weights = [0.37, -0.61, 0.22];
         let (moments, rows, outputs) = problem(&weights, -0.2);
         let grid = Grid { scale: 0.25, limit: 7, partners: &[], pair_limit: 0 };
@@ -161,7 +161,14 @@ mod tests {
             let found = |row: &[f32]| row.iter().zip(&w).map(|(x, w)| x * w).sum::<f32>();
             rows.iter().zip(&outputs).map(|(row, y)| (y - found(row)).powi(2)).sum::<f32>()
         };
-        assert!(error(&q, bias[0]) < 0.5 * error(&nearest, -0.2));
+        let found = error(&q, bias[0]);
+        assert!(found < error(&nearest, -0.2));
+        for (k, step) in (0..3).flat_map(|k| [(k, -1), (k, 1)]) {
+            let mut other = q.clone();
+            other[k] += step;
+            assert!(error(&other, bias[0]) >= found, "{q:?} could move to {other:?}");
+        }
+        assert!(error(&q, bias[0] + 0.01).min(error(&q, bias[0] - 0.01)) >= found);
     }
 
     #[test]
