@@ -19,6 +19,7 @@ use crate::quantize::{Half, Plan, Target, dynamic, half, insert, placement, plan
 use crate::report::provenance::Provenance;
 use crate::report::{Quantized, Report};
 use crate::tune::reconstruct::reconstruct;
+use crate::tune::smooth::smooth;
 use crate::tune::{self, sensitivity};
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
@@ -144,6 +145,7 @@ fn quantize_static(
     watch: Watch,
 ) -> Result<Quantized, Error> {
     let graph = &mut model.graph;
+    let smoothed = if options.effort == Effort::Fast { Vec::new() } else { smooth(graph, samples)? };
     let program = Program::new(graph)?;
     let steps = AtomicUsize::new(0);
     let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
@@ -164,8 +166,10 @@ fn quantize_static(
     let plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
         .map_err(|f| f.at("solving scales and zero points"))?;
     let mut quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
+    quantized.smoothed = smoothed;
     let reference = graph.clone();
     insert::insert(graph, &plan);
+    quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
     if options.effort != Effort::Fast {
         quantized.steps.push(tune::attempt("rounding", &reference, graph, samples, |graph| {
             let progress = |done, total| watch("rounding", done, total);

@@ -88,6 +88,8 @@ pub struct Quantized {
     pub float: Vec<(String, String)>,
     /// Quantized activations.
     pub activations: Vec<Activation>,
+    /// Values whose loud channels were moved into the weights that read them.
+    pub smoothed: Vec<String>,
     /// What tuning did, in order.
     pub steps: Vec<crate::tune::Step>,
     /// Why a part of the graph could not be calibrated.
@@ -116,6 +118,12 @@ pub struct Activation {
 }
 
 impl Quantized {
+    /// Adds operators that compute in float and read weights in integers.
+    pub fn store(&mut self, done: Stored) {
+        self.stored.extend(done.nodes);
+        self.float.retain(|(node, _)| !self.stored.contains(node));
+    }
+
     /// The facts of a static plan.
     pub fn plan(graph: &Graph, plan: &Plan, problem: Option<&Error>) -> Self {
         let name = |id: &NodeId| format!("{} `{}`", graph.node(*id).op_type, node_label(graph, *id));
@@ -137,6 +145,7 @@ impl Quantized {
                     group: graph.name(a.group).into(),
                 })
                 .collect(),
+            smoothed: Vec::new(),
             steps: Vec::new(),
             problem: problem.map(ToString::to_string),
             warnings: Vec::new(),

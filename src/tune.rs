@@ -9,6 +9,7 @@ pub mod layer;
 pub mod reconstruct;
 pub mod rounding;
 pub mod sensitivity;
+pub mod smooth;
 
 use std::time::Instant;
 

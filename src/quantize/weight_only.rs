@@ -11,7 +11,7 @@ mod store;
 
 use std::collections::BTreeSet;
 
-pub use readers::{Role, readers};
+pub use readers::{Reader, Role, readers};
 pub use store::{Packed, define, gather};
 
 use super::candidate::Filter;
@@ -41,6 +41,26 @@ pub fn quantize(graph: &mut Graph, filter: &Filter) -> Result<Stored, Fault> {
         }
         Ok(())
     })?;
+    Ok(done)
+}
+
+/// Beside operators in integers: stores what the float ones read in 8 bits where that costs no time. Those are tables, of
+/// which only gathered rows become real numbers, and matrices that float activations are multiplied by, for which ONNX
+/// Runtime has a kernel of its own.
+pub fn quantize_beside(graph: &mut Graph, filter: &Filter) -> Result<Stored, Fault> {
+    let mut done = Stored::default();
+    for value in graph.constants.clone() {
+        let matrix = graph.constant(value).is_some_and(|t| t.shape().len() == 2);
+        let cheap = |r: &Reader| match (r.role, r.place) {
+            (Role::Table, _) => true,
+            (Role::Weight(_), Some((node, 1))) => matrix && graph.node(node).is("MatMul"),
+            _ => false,
+        };
+        let readers = readers(graph, value, filter);
+        if !readers.is_empty() && readers.iter().all(cheap) {
+            weight(graph, value, filter, &mut done)?;
+        }
+    }
     Ok(done)
 }
 

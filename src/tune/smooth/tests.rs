@@ -1,0 +1,54 @@
+use super::*;
+use crate::onnx::{import, text};
+
+fn graph(body: &str) -> Graph {
+    let source = format!(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,4,6] x) => (float[1,4,3] y) <
+          float[6,3] w = random(1, -0.5, 0.5), float[6,3] v = random(2, -0.5, 0.5), float half = {{0.5}},
+          float[6] gamma = random(3, 0.5, 1.5), float[6] beta = random(4, -0.2, 0.2)
+        > {{ {body} }}"#
+    );
+    import(text::parse(&source).unwrap(), &|_| Err("none".into())).unwrap().graph
+}
+
+fn run(graph: &Graph) -> Vec<f32> {
+    let x = Array::new(&[1, 4, 6], (0..24).map(|i| (i * 7 % 11) as f32 - 4.0).collect::<Vec<f32>>()).unwrap();
+    Program::new(graph).unwrap().run(&[x]).unwrap()[0].slice::<f32>().unwrap().to_vec()
+}
+
+/// Applies factors to each input of matrices; the outputs must not move. Returns how many Mul nodes there are.
+fn check(body: &str) -> usize {
+    let mut graph = graph(body);
+    let before = run(&graph);
+    for reader in readers(&graph) {
+        let factors: Vec<f32> = (0..reader.depth).map(|k| 0.25 * (k + 1) as f32).collect();
+        apply(&mut graph, &reader, &factors).unwrap();
+    }
+    for (a, b) in before.iter().zip(run(&graph)) {
+        assert!((a - b).abs() < 1e-4, "{a} became {b}");
+    }
+    graph.nodes().filter(|&n| graph.node(n).is("Mul")).count()
+}
+
+#[test]
+fn a_constant_factor_takes_the_division() {
+    assert_eq!(check("h = Mul (x, half) y = MatMul (h, w)"), 1);
+}
+
+#[test]
+fn a_normalization_takes_the_division() {
+    assert_eq!(check("h = LayerNormalization <axis = -1> (x, gamma, beta) y = MatMul (h, w)"), 0);
+}
+
+#[test]
+fn other_readers_keep_the_value_as_it_is() {
+    let body =
+        "h = Mul (x, half) a = MatMul (h, w) r = ReduceMean <axes = [2], keepdims = 1> (h) y = Add (a, r)";
+    assert_eq!(check(body), 2);
+}
+
+#[test]
+fn matrices_that_read_the_same_value_share_the_factors() {
+    assert_eq!(check("h = Mul (x, half) a = MatMul (h, w) b = MatMul (h, v) y = Add (a, b)"), 1);
+}
