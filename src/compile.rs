@@ -171,10 +171,12 @@ fn quantize_static(
     insert::insert(graph, &plan);
     quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
     if options.effort != Effort::Fast {
-        quantized.steps.push(tune::attempt("rounding", &reference, graph, samples, |graph| {
+        let step = tune::attempt("rounding", &reference, graph, samples, |graph| {
             let progress = |done, total| watch("rounding", done, total);
-            reconstruct(&reference, graph, samples, target.saturating_pairs, &progress).map(drop)
-        })?);
+            quantized.layers = reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
+            Ok(())
+        })?;
+        quantized.steps.push(step);
     }
     Ok(quantized)
 }

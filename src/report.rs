@@ -88,6 +88,8 @@ pub struct Quantized {
     pub float: Vec<(String, String)>,
     /// Quantized activations.
     pub activations: Vec<Activation>,
+    /// Noise over signal of each layer's output before and after its weights were rounded anew.
+    pub layers: Vec<crate::tune::reconstruct::Gain>,
     /// Values whose loud channels were moved into the weights that read them.
     pub smoothed: Vec<String>,
     /// What tuning did, in order.
@@ -145,6 +147,7 @@ impl Quantized {
                     group: graph.name(a.group).into(),
                 })
                 .collect(),
+            layers: Vec::new(),
             smoothed: Vec::new(),
             steps: Vec::new(),
             problem: problem.map(ToString::to_string),
