@@ -324,7 +324,7 @@ def squeeze_excite(rng):
     x = net.conv_norm(x, 16, 24, 1)
     gate = net.relu6(net.op("Add", x, net.const(np.float32(3))))
     x = net.op("Div", net.op("Mul", x, gate), net.const(np.float32(6)))
-    return finish(net, net.classifier(x, 24, 8), {"x": ["N", 3, 32, 32]}, ["N", 8])
+    return finish(net, net.classifier(x, 24, 8), {"x": ["N", 3, 96, 96]}, ["N", 8])
 
 
 def detector_neck(rng):
@@ -385,7 +385,7 @@ CASES = [
     Case("if_capture", if_capture, pictures(3, 16), fused={"QLinearConv": 2, MATMUL: 1}, floats=2, sqnr=20),
     Case("loop", loop, pictures(3, 16), fused={"QLinearConv": 1, MATMUL: 1}, floats=1, sqnr=22),
     Case("constant_weights", constant_weights, pictures(3, 16), fused={"QLinearConv": 3, MATMUL: 1}, sqnr=18),
-    Case("squeeze_excite", squeeze_excite, pictures(3, 32), fused={"QLinearConv": 5, MATMUL: 1}, sqnr=16),
+    Case("squeeze_excite", squeeze_excite, pictures(3, 96), fused={"QLinearConv": 5, MATMUL: 1}, sqnr=16),
     Case("detector_neck", detector_neck, pictures(3, 32), fused={"QLinearConv": 4}, floats=1, sqnr=20),
     Case("foreign_operator", foreign_operator, pictures(3, 16), floats=4, sqnr=24),
     Case("lstm", lstm, plain(7, 1, 12), layout="npy", floats=1, sqnr=22),
