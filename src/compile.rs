@@ -15,6 +15,8 @@ use crate::onnx;
 use crate::options::{Effort, Mode, Options};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, Filter, watched};
+use crate::quantize::weight_only::blocked::Algorithm;
+use crate::quantize::weight_only::{Storage, gptq};
 use crate::quantize::{Half, Plan, Target, dynamic, half, insert, placement, plan, weight_only};
 use crate::report::provenance::Provenance;
 use crate::report::{Quantized, Report};
@@ -55,7 +57,11 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         let original = model.graph.clone();
         let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
         let half = options.half(mode);
-        let opset = half.as_ref().map_or(0, |half| half::opset(&model, half));
+        let opset = match (&half, options.blocked) {
+            (Some(half), _) => half::opset(&model, half),
+            (None, Some(_)) => 21,
+            (None, None) => 0,
+        };
         passes::upgrade(&mut model, target.opset.max(opset))?;
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
@@ -66,12 +72,9 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
                 quantize_static(&mut model, samples, &target, options, watch)?
             }
             (Mode::Dynamic, samples, _) => {
-                quantize_dynamic(&mut model, samples.as_ref(), &target, &options.filter)?
+                quantize_dynamic(&mut model, samples.as_ref(), &target, &options.filter, watch)?
             }
-            _ => {
-                let done = weight_only::quantize(&mut model.graph, &options.filter);
-                Quantized::weights(done.map_err(|f| f.at("weight quantization"))?)
-            }
+            _ => store_weights(&mut model, samples.as_ref(), options, watch)?,
         };
         if let Some(samples) = &samples {
             report.samples(samples);
@@ -106,15 +109,46 @@ fn open_samples(graph: &Graph, options: &Options, mode: Mode) -> Result<Option<S
     Ok(Some(samples))
 }
 
-/// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float.
+/// Integer weights in front of float arithmetic; with samples, GPTQ learns how their inputs hang together.
+fn store_weights(
+    model: &mut Model,
+    samples: Option<&Samples>,
+    options: &Options,
+    watch: Watch,
+) -> Result<Quantized, Error> {
+    let (blocked, filter) = (options.blocked, &options.filter);
+    let grams = match (blocked.map(|b| b.algorithm), samples) {
+        (Some(Algorithm::Gptq), Some(samples)) => {
+            let progress = |done, total| watch("calibrating", done, total);
+            gptq::grams(&model.graph, filter, samples, &progress)?
+        }
+        _ => Vec::new(),
+    };
+    let storage = Storage { blocked, grams: grams.into_iter().collect() };
+    let done = weight_only::quantize(&mut model.graph, filter, storage);
+    Ok(Quantized::weights(done.map_err(|f| f.at("weight quantization"))?))
+}
+
+/// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float, and LSTMs do if
+/// what they do to their own state would spoil the result.
 fn quantize_dynamic(
     model: &mut Model,
     samples: Option<&Samples>,
     target: &Target,
     filter: &Filter,
+    watch: Watch,
 ) -> Result<Quantized, Error> {
+    let at = |f: Fault| f.at("dynamic quantization");
     let noisy = samples.map(|s| dynamic::noisy(&model.graph, s)).transpose()?.unwrap_or_default();
-    let done = dynamic::quantize(model, filter, target, &noisy).map_err(|f| f.at("dynamic quantization"))?;
+    let float = model.clone();
+    let mut done = dynamic::quantize(model, filter, target, &noisy, true).map_err(at)?;
+    if let Some(samples) = samples.filter(|_| dynamic::has_lstm(&model.graph)) {
+        let found = distances(&float.graph, &model.graph, samples, watch)?;
+        if found.iter().filter_map(|c| c.sqnr_db).any(|db| db < dynamic::LEAST_DB) {
+            *model = float;
+            done = dynamic::quantize(model, filter, target, &noisy, false).map_err(at)?;
+        }
+    }
     Ok(Quantized::weights(done))
 }
 

@@ -8,6 +8,7 @@ use crate::calibrate::threshold::Calibrator;
 use crate::ir::DType;
 use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
+use crate::quantize::weight_only::blocked::Blocked;
 
 /// What to make of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,6 +93,8 @@ pub struct Options {
     pub target: String,
     /// Nodes and operators to leave out.
     pub filter: Filter,
+    /// Weights in 4 bits instead of 8.
+    pub blocked: Option<Blocked>,
     /// What half precision leaves in float32.
     pub half: Half,
     /// Stop the passes after this many edits.
@@ -113,6 +116,7 @@ impl Default for Options {
             samples: None,
             target: "ort-cpu".into(),
             filter: Filter::default(),
+            blocked: None,
             half: Half::default(),
             stop_after: None,
             if_changed: false,

@@ -130,9 +130,9 @@ impl Engine {
 
 /// A node of an ONNX operator, in the form that holds from opset 13 to the newest.
 pub fn node(op_type: &str, name: String, attributes: Vec<crate::ir::Attribute>, inputs: usize) -> Node {
-    const VERSION: i64 = 17;
-    let def = ops::find(ops::ONNX, op_type, VERSION);
-    let op = def.and_then(|d| (d.parse)(&mut ops::Attrs::new(&attributes, VERSION, inputs, 1)).ok());
+    let known = [17, 21].into_iter().find_map(|opset| Some((ops::find(ops::ONNX, op_type, opset)?, opset)));
+    let op =
+        known.and_then(|(def, opset)| (def.parse)(&mut ops::Attrs::new(&attributes, opset, inputs, 1)).ok());
     let unknown = op.is_none().then(|| format!("operator {op_type} is not known"));
     Node {
         name,

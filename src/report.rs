@@ -318,6 +318,7 @@ impl Report {
         };
         let kind = match self.quantized.stored.len() {
             0 => kind.to_string(),
+            n if self.mode == "weight-only" => format!("with 4-bit weights, {n} with 8-bit weights"),
             n => format!("{kind}, {n} with integer weights"),
         };
         let float = self.quantized.float.len();

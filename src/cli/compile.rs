@@ -17,6 +17,7 @@ use crate::error::one_line;
 use crate::options::{Effort, Mode, Options};
 use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
+use crate::quantize::weight_only::blocked::{Algorithm, Blocked};
 use crate::report::Report;
 use crate::report::operators::operators;
 use crate::report::provenance::rule;
@@ -57,6 +58,16 @@ pub struct Compile {
     /// The only operators to quantize, separated by commas.
     #[arg(long, value_name = "OPS", value_delimiter = ',', value_parser = operator, help_heading = "What to do")]
     only_ops: Vec<String>,
+    /// With weight-only: bits of a weight.
+    #[arg(long, value_name = "BITS", default_value = "8", value_parser = ["4", "8"], help_heading = "What to do")]
+    bits: String,
+    /// With --bits 4: elements that share a scale.
+    #[arg(long, value_name = "N", value_parser = ["32", "64", "128"], help_heading = "What to do")]
+    block: Option<String>,
+    /// With --bits 4: the nearest integer (rtn), that at the scale of least error (mse, the default), or with what others
+    /// lost made up for (gptq, which needs --calib).
+    #[arg(long, value_enum, help_heading = "What to do")]
+    algorithm: Option<Algorithm>,
     /// With fp16 and bf16: inputs and outputs of the model stay float32; `--keep-io=false` makes them half as well.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
           default_missing_value = "true", action = clap::ArgAction::Set, help_heading = "What to do")]
@@ -161,12 +172,39 @@ impl Compile {
             samples: self.samples.map(|n| n as usize),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
+            blocked: self.blocked()?,
             half: Half { keep_io: self.keep_io, keep: self.keep_float.clone(), ..Half::default() },
             stop_after: self.stop_after,
             // What is asked for besides the output must be there too.
             if_changed: self.if_changed && self.json.as_ref().is_none_or(|path| path.exists()),
             command: self.command(),
         })
+    }
+
+    /// Weights in 4 bits, if they are asked for; what does not go together is refused.
+    fn blocked(&self) -> anyhow::Result<Option<Blocked>> {
+        let weight_only = match self.mode {
+            Mode::Auto => self.calib.is_none(),
+            mode => mode == Mode::WeightOnly,
+        };
+        let four = self.bits == "4";
+        anyhow::ensure!(
+            !four || weight_only,
+            "--bits 4 goes with --mode weight-only; static, dynamic: 8 bits"
+        );
+        anyhow::ensure!(
+            four || self.block.is_none(),
+            "--block goes with --bits 4; 8 bits have a scale by channel"
+        );
+        anyhow::ensure!(four || self.algorithm.is_none(), "--algorithm goes with --bits 4");
+        let gptq = self.algorithm == Some(Algorithm::Gptq);
+        anyhow::ensure!(
+            !gptq || self.calib.is_some(),
+            "--algorithm gptq needs --calib; without data: rtn, mse"
+        );
+        let default = Blocked::default();
+        let size = self.block.as_ref().map_or(Ok(default.size), |b| b.parse())?;
+        Ok(four.then_some(Blocked { size, algorithm: self.algorithm.unwrap_or(default.algorithm) }))
     }
 
     /// The options that decide the result, without paths.
@@ -179,6 +217,9 @@ impl Compile {
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));
         if !self.only_ops.is_empty() {
             words.push(format!("--only-ops {}", self.only_ops.join(",")));
+        }
+        if let Ok(Some(Blocked { size, algorithm })) = self.blocked() {
+            words.push(format!("--bits 4 --block {size} --algorithm {algorithm:?}").to_lowercase());
         }
         if !self.keep_io {
             words.push("--keep-io=false".into());

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::candidate::Filter;
 use super::insert::label;
 use super::target::Target;
-use super::weight_only::{self, Stored};
+use super::weight_only::{self, Storage, Stored};
 use super::weights::weight_of;
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
@@ -33,19 +33,21 @@ use crate::passes::node;
 /// Products of smaller weights are left in float.
 const MIN_ELEMENTS: usize = 256;
 
-/// An activation whose signal-to-noise ratio in 8 bits is lower than this in dB stays float, if there are samples to
-/// tell.
-const LEAST_DB: f64 = 22.0;
+/// An activation whose signal-to-noise ratio in 8 bits is lower than this in dB stays float, and an LSTM that brings an
+/// output of the model below it, if there are samples to tell.
+pub const LEAST_DB: f64 = 22.0;
 
 /// Samples that are looked at for that.
 const SAMPLES: usize = 8;
 
-/// Quantizes what can be: products and LSTMs dynamically, other weights for storage only. `noisy` activations stay float.
+/// Quantizes what can be: products and LSTMs dynamically, other weights for storage only. `noisy` activations stay float,
+/// and LSTMs unless `with_lstm`.
 pub fn quantize(
     model: &mut Model,
     filter: &Filter,
     target: &Target,
     noisy: &BTreeSet<ValueId>,
+    with_lstm: bool,
 ) -> Result<Stored, Fault> {
     let mut done = Stored::default();
     let mut main = true;
@@ -64,19 +66,24 @@ pub fn quantize(
                 done.float.push((name, format!("8 bits give its input less than {LEAST_DB} dB")));
                 continue;
             }
-            if writer.multiply(id)? || lstm::rewrite(writer.graph, id, target)? {
+            if writer.multiply(id)? || with_lstm && lstm::rewrite(writer.graph, id, target)? {
                 done.nodes.insert(name);
             }
         }
         Ok(())
     })?;
-    let rest = weight_only::quantize(graph, filter)?;
+    let rest = weight_only::quantize(graph, filter, Storage::default())?;
     done.float.extend(rest.float);
     done.stored = rest.nodes;
     if let Some(domain) = lstm::domain_used(graph) {
         model.import(domain, 1);
     }
     Ok(done)
+}
+
+/// Has the graph an LSTM that computes dynamically?
+pub fn has_lstm(graph: &Graph) -> bool {
+    lstm::domain_used(graph).is_some()
 }
 
 /// The activations in front of products that 8 bits, with a range for each sample, represent badly.

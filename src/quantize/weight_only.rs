@@ -2,21 +2,26 @@
 //!
 //! Each weight is stored as symmetric `int8` by output channel behind a DequantizeLinear that defines it under its old
 //! name: whoever read the weight, in this graph or in a body of If, Loop or Scan, reads it still, and a weight with many
-//! readers is stored once. Tables of Gather are stored as `uint8` and gathered before they are dequantized, so that
-//! only the rows that are wanted become real numbers.
+//! readers is stored once. Where a runtime does not fuse the two, the integers are `uint8` with a zero point, along the
+//! axis that loses least. With [`blocked`], products store their weight in 4 bits. Tables of Gather are stored as `uint8`
+//! and gathered before they are dequantized, so that only the rows that are wanted become real numbers.
 
+pub mod blocked;
+pub mod gptq;
 mod readers;
 mod round;
 mod store;
 
 use std::collections::BTreeSet;
 
-pub use readers::{Reader, Role, readers};
-pub use store::{Packed, define, gather};
-
+use self::blocked::{Blocked, Grams};
+use self::gptq::Gram;
+use self::readers::{Reader, Role, is_fused, readers};
 use super::candidate::Filter;
 use crate::error::Fault;
-use crate::ir::{DType, Graph, Tensor, ValueId};
+use crate::ir::{Array, DType, Graph, NodeId, Tensor, TensorType, ValueId};
+use crate::ops;
+use crate::ops::gemm::Gemm;
 
 /// Smaller constants are not worth a scale and a node.
 const MIN_ELEMENTS: usize = 256;
@@ -32,13 +37,23 @@ pub struct Stored {
     pub float: Vec<(String, String)>,
 }
 
+/// How weights are stored.
+#[derive(Debug, Default)]
+pub struct Storage {
+    /// In 4 bits, if so; else in 8.
+    pub blocked: Option<Blocked>,
+    /// What the samples say about the inputs of weights in the main graph.
+    pub grams: Grams,
+}
+
 /// Quantizes the weights of a graph and of the bodies in it.
-pub fn quantize(graph: &mut Graph, filter: &Filter) -> Result<Stored, Fault> {
+pub fn quantize(graph: &mut Graph, filter: &Filter, mut storage: Storage) -> Result<Stored, Fault> {
     let mut done = Stored::default();
     each_graph(graph, &mut |graph| {
         for value in graph.constants.clone() {
-            weight(graph, value, filter, &mut done)?;
+            weight(graph, value, filter, &storage, &mut done)?;
         }
+        storage.grams.clear(); // what follows are bodies, with ids of their own
         Ok(())
     })?;
     Ok(done)
@@ -58,7 +73,7 @@ pub fn quantize_beside(graph: &mut Graph, filter: &Filter) -> Result<Stored, Fau
         };
         let readers = readers(graph, value, filter);
         if !readers.is_empty() && readers.iter().all(cheap) {
-            weight(graph, value, filter, &mut done)?;
+            weight(graph, value, filter, &Storage::default(), &mut done)?;
         }
     }
     Ok(done)
@@ -94,7 +109,13 @@ pub fn is_large(graph: &Graph, value: ValueId) -> Option<&Tensor> {
 }
 
 /// Quantizes one constant if it is a weight.
-pub fn weight(graph: &mut Graph, value: ValueId, filter: &Filter, done: &mut Stored) -> Result<(), Fault> {
+fn weight(
+    graph: &mut Graph,
+    value: ValueId,
+    filter: &Filter,
+    storage: &Storage,
+    done: &mut Stored,
+) -> Result<(), Fault> {
     let Some(tensor) = is_large(graph, value) else { return Ok(()) };
     let readers = readers(graph, value, filter);
     if readers.iter().all(|r| matches!(r.role, Role::Other)) {
@@ -106,18 +127,98 @@ pub fn weight(graph: &mut Graph, value: ValueId, filter: &Filter, done: &mut Sto
     let refusal =
         refusal.or_else(|| (!round::all_finite(real)).then(|| "its weight is not finite".to_string()));
     if let Some(reason) = refusal {
-        done.float.extend(readers.into_iter().map(|r| (r.label, reason.clone())));
+        let mut told: Vec<String> = readers.into_iter().map(|r| r.label).collect();
+        told.dedup();
+        done.float.extend(told.into_iter().map(|label| (label, reason.clone())));
         return Ok(());
     }
+    let names = readers.iter().filter(|r| !matches!(r.role, Role::Other)).map(|r| r.label.clone()).collect();
+    let four_bits = match storage.blocked {
+        Some(blocked) => in_blocks(graph, value, &array, &readers, blocked, storage.grams.get(&value))?,
+        None => false,
+    };
     let axis = readers.iter().find_map(|r| match r.role {
         Role::Weight(axis) => Some(axis),
         _ => None,
     });
     match axis {
-        Some(axis) => define(graph, value, round::symmetric(real, array.shape(), axis)?),
-        None => gather(graph, value, round::table(real, array.shape())?),
+        _ if four_bits => {}
+        None => store::gather(graph, value, round::table(real, array.shape())?),
+        Some(axis) if readers.iter().any(|r| is_fused(r, graph, array.rank())) => {
+            store::define(graph, value, round::symmetric(real, array.shape(), axis)?);
+        }
+        Some(axis) => {
+            let axes = worthwhile_axes(array.shape(), axis);
+            store::define(graph, value, round::closest(real, array.shape(), &axes)?);
+        }
     }
-    done.nodes.extend(readers.into_iter().filter(|r| !matches!(r.role, Role::Other)).map(|r| r.label));
+    match storage.blocked {
+        Some(_) if !four_bits => done.stored.extend::<Vec<_>>(names),
+        _ => done.nodes.extend::<Vec<_>>(names),
+    }
+    Ok(())
+}
+
+/// The axis of the output channels, and the first that counts inputs, unless scales would take a fair share of the file.
+fn worthwhile_axes(shape: &[usize], channels: Option<usize>) -> Vec<Option<usize>> {
+    const LEAST_PER_SCALE: usize = 64;
+    let count: usize = shape.iter().product();
+    let other = |&a: &usize| Some(a) != channels && shape[a] >= 8 && count / shape[a] >= LEAST_PER_SCALE;
+    let others = (0..shape.len().min(3)).filter(other).map(Some);
+    [channels].into_iter().chain(others).collect()
+}
+
+/// Stores a weight in 4 bits if all its readers can take it so, and the loss is bearable.
+fn in_blocks(
+    graph: &mut Graph,
+    value: ValueId,
+    array: &Array,
+    readers: &[Reader],
+    blocked: Blocked,
+    gram: Option<&Gram>,
+) -> Result<bool, Fault> {
+    let &[rows, columns] = array.shape() else { return Ok(false) };
+    if readers.iter().all(|r| r.role == Role::Table) {
+        let table = blocked::table(array.slice::<f32>()?, array.shape(), blocked)?;
+        let found = table.is_some();
+        table.into_iter().for_each(|table| store::gather_halves(graph, value, table));
+        return Ok(found);
+    }
+    if !readers.iter().all(|r| is_fused(r, graph, 2)) {
+        return Ok(false);
+    }
+    let gemms: Vec<NodeId> = readers.iter().filter_map(|r| Some(r.place?.0)).collect();
+    let turned = |&id: &NodeId| graph.node(id).op_as::<Gemm>().is_some_and(|g| g.trans_b);
+    let extents = match (gemms.iter().all(turned), gemms.iter().any(turned)) {
+        (false, true) => return Ok(false), // read both ways
+        (true, _) => [columns, rows],
+        _ => [rows, columns],
+    };
+    let transposed = gemms.iter().all(turned);
+    let array = if transposed { array.transposed(&[1, 0])? } else { array.clone() };
+    let Some(packed) = blocked::matrix(array.slice::<f32>()?, extents, blocked, gram)? else {
+        return Ok(false);
+    };
+    if transposed {
+        turn(graph, value, &gemms, &extents)?;
+    }
+    store::define(graph, value, packed);
+    Ok(true)
+}
+
+/// Lets Gemm read a weight the other way round: only so ONNX Runtime fuses blocks with the product.
+fn turn(graph: &mut Graph, value: ValueId, gemms: &[NodeId], shape: &[usize]) -> Result<(), Fault> {
+    for &id in gemms {
+        let (inputs, node) = (graph.node(id).inputs, graph.node_mut(id));
+        node.attributes.retain(|a| a.name.as_deref() != Some("transB"));
+        let attributes = node.attributes.clone();
+        if let Some(def) = ops::find(ops::ONNX, "Gemm", 13) {
+            node.op = Some((def.parse)(&mut ops::Attrs::new(&attributes, 13, inputs, 1))?);
+        }
+    }
+    graph.value_mut(value).ty = Some(TensorType::known(DType::F32, shape));
+    let name = graph.name(value).to_string();
+    graph.rest.value_info.retain(|info| info.name.as_deref() != Some(&name));
     Ok(())
 }
 

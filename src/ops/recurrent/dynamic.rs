@@ -1,15 +1,16 @@
 //! ONNX Runtime's `com.microsoft.DynamicQuantizeLSTM`: an LSTM with `int8` weights that quantizes its input as it runs.
 //!
-//! The interpreter computes it on real numbers: the input is rounded to `uint8` over its range and back, the weights are
-//! dequantized. ONNX Runtime also rounds the state at each step; that is left out here.
+//! The interpreter computes it on real numbers: the input, and at each step the state, are rounded to `uint8` over their
+//! range and back, and the weights are dequantized. Sequences of several lengths run without the rounding of the state.
 //! See <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md>.
 
 use std::sync::Arc;
 
-use super::Recurrent;
+use super::{Direction, Recurrent};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Fact, Op, TensorType};
+use crate::kernels::strided::take_array;
 use crate::ops::Attrs;
 use crate::ops::slots::{optional, required};
 
@@ -41,8 +42,53 @@ impl Op for DynamicQuantizeLstm {
             let zero = optional(inputs, scale + 1);
             plain[slot] = Some(dequantized(required(inputs, slot)?, required(inputs, scale)?, zero)?);
         }
-        self.0.float(&plain)
+        match optional(inputs, 4) {
+            Some(_) => self.0.float(&plain),
+            None => self.step_by_step(&plain),
+        }
     }
+}
+
+impl DynamicQuantizeLstm {
+    /// Each direction by itself, a step at a time: what goes into the next is the rounded state.
+    fn step_by_step(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let x = required(inputs, 0)?;
+        let (&[time, batch, _], &[ways, _, hidden]) = (x.shape(), required(inputs, 2)?.shape()) else {
+            fail!("input and recurrent weights do not have three dimensions");
+        };
+        let (mut steps, mut states, mut cells) = (vec![Vec::new(); time], Vec::new(), Vec::new());
+        for way in 0..ways {
+            let reverse = self.0.direction == Direction::Reverse || way == 1;
+            let count = self.0.cell.activations();
+            let activations = self.0.activations.get(way * count..(way + 1) * count).unwrap_or_default().to_vec();
+            let layer = Recurrent { direction: Direction::Forward, activations, ..self.0.clone() };
+            let mut own: Vec<Option<Array>> = inputs.to_vec();
+            for slot in [1, 2, 3, 5, 6, 7] {
+                if let Some(array) = optional(inputs, slot) {
+                    own[slot] = Some(take_array(array, 0, &[way])?);
+                }
+            }
+            for step in 0..time {
+                let t = if reverse { time - 1 - step } else { step };
+                own[0] = Some(take_array(x, 0, &[t])?);
+                own[5] = own[5].as_ref().map(rounded).transpose()?;
+                let outputs = layer.float(&own)?;
+                steps[t].extend_from_slice(required(&to_options(&outputs), 1)?.slice::<f32>()?);
+                (own[5], own[6]) = (outputs.get(1).cloned(), outputs.get(2).cloned());
+            }
+            let zeros = || Array::zeros(crate::ir::DType::F32, &[1, batch, hidden]);
+            let last = |slot: usize| own[slot].clone().map_or_else(zeros, Ok);
+            states.extend_from_slice(last(5)?.slice::<f32>()?);
+            cells.extend_from_slice(last(6)?.slice::<f32>()?);
+        }
+        let last = [ways, batch, hidden];
+        let y = Array::new(&[time, ways, batch, hidden], steps.concat())?;
+        Ok(vec![y, Array::new(&last, states)?, Array::new(&last, cells)?])
+    }
+}
+
+fn to_options(arrays: &[Array]) -> Vec<Option<Array>> {
+    arrays.iter().cloned().map(Some).collect()
 }
 
 /// The values after a round trip through `uint8`.

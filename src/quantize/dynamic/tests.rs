@@ -26,7 +26,7 @@ fn close(body: &str, inputs: &[Array]) -> BTreeMap<String, usize> {
     let before = read(body);
     let mut after = before.clone();
     let target = Target::named("ort-cpu").unwrap();
-    quantize(&mut after, &Filter::default(), &target, &BTreeSet::new()).unwrap();
+    quantize(&mut after, &Filter::default(), &target, &BTreeSet::new(), true).unwrap();
     infer(&mut after.graph);
     check(&after, "dynamic quantization").unwrap();
     let run = |m: &Model| Program::new(&m.graph).unwrap().run(inputs).unwrap();

@@ -63,6 +63,36 @@ fn collect(graph: &Graph, value: ValueId, filter: &Filter, own: bool, found: &mu
     }
 }
 
+/// Operators that move elements: behind them a weight is still one.
+const MOVEMENTS: &[&str] =
+    &["Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"];
+
+/// So many movements are looked through.
+const DEPTH: usize = 5;
+
+/// Does what a movement returns become a factor in sums of products?
+fn ends_as_weight(graph: &Graph, id: NodeId, depth: usize) -> bool {
+    graph.outputs_of(id).into_iter().flatten().any(|value| {
+        let rank = graph.ty(value).and_then(|t| t.rank());
+        graph.uses(value).into_iter().any(|usage| {
+            let Port::Input(slot) = usage.port else { return false };
+            match MOVEMENTS.contains(&graph.node(usage.node).op_type.as_str()) {
+                true => depth > 0 && ends_as_weight(graph, usage.node, depth - 1),
+                // A rank that is not known is taken for one that fits.
+                false => matches!(role(graph, usage.node, slot, rank.unwrap_or(2)), Role::Weight(_)),
+            }
+        })
+    })
+}
+
+/// Has ONNX Runtime one kernel for the product and the dequantization of its weight?
+pub fn is_fused(reader: &Reader, graph: &Graph, rank: usize) -> bool {
+    let product = |(id, slot): (NodeId, usize)| {
+        rank == 2 && slot == 1 && (graph.node(id).is("MatMul") || graph.node(id).is("Gemm"))
+    };
+    reader.place.is_some_and(product)
+}
+
 /// What the constant of this rank in a slot is to the node.
 fn role(graph: &Graph, id: NodeId, slot: usize, rank: usize) -> Role {
     let node = graph.node(id);
@@ -71,6 +101,10 @@ fn role(graph: &Graph, id: NodeId, slot: usize, rank: usize) -> Role {
     }
     let axis = |axis: usize| Role::Weight(Some(axis).filter(|&a| a < rank && rank > 1));
     match (node.op_type.as_str(), slot) {
+        (movement, _) if MOVEMENTS.contains(&movement) => match ends_as_weight(graph, id, DEPTH) {
+            true => axis(0),
+            false => Role::Other,
+        },
         ("Conv", 1) => axis(0),
         // With groups, axis 1 mixes channels of all of them; axis 0 belongs to one group each.
         ("ConvTranspose", 1) => axis(usize::from(node.op_as::<ConvTranspose>().is_none_or(|c| c.group == 1))),

@@ -21,7 +21,7 @@ pub fn symmetric(real: &[f32], shape: &[usize], axis: Option<usize>) -> Result<P
     let channels = axis.map_or(1, |a| shape[a]).max(1);
     let inner = axis.map_or(real.len().max(1), |a| extent(&shape[a + 1..]));
     let block = channels * inner;
-    let share = (SHARE / block).max(1) * block;
+    let share = share(block);
     let largest = real
         .par_chunks(share)
         .map(|part| largest(part, channels, inner))
@@ -79,33 +79,93 @@ fn scale_for(largest: f32) -> f32 {
     if scale.is_normal() { scale } else { 1.0 }
 }
 
+/// `uint8` with a zero point, with scales along whichever of these axes gives the least error.
+pub fn closest(real: &[f32], shape: &[usize], axes: &[Option<usize>]) -> Result<Packed, Fault> {
+    let mut best: Option<(f64, Channels, Option<usize>)> = None;
+    for &axis in axes {
+        let channels = Channels::of(real, shape, axis);
+        let error = channels.error(real);
+        if best.as_ref().is_none_or(|(least, _, _)| error < *least) {
+            best = Some((error, channels, axis));
+        }
+    }
+    let Some((_, channels, axis)) = best else { crate::fail!("no axis to quantize along") };
+    channels.pack(real, shape, axis.map(|a| a as i64))
+}
+
 /// A table for Gather: `uint8`, with a scale and zero point for each index along the last axis, which rows share.
 pub fn table(real: &[f32], shape: &[usize]) -> Result<Packed, Fault> {
-    let columns = if shape.len() > 1 { shape.last().copied().unwrap_or(1).max(1) } else { 1 };
-    let share = (SHARE / columns).max(1) * columns;
-    let bounds = |part: &[f32]| {
-        let mut bounds = vec![(0f32, 0f32); columns];
-        for row in part.chunks(columns) {
-            bounds.iter_mut().zip(row).for_each(|(b, v)| *b = (b.0.min(*v), b.1.max(*v)));
-        }
-        bounds
-    };
-    let wider = |a: Vec<(f32, f32)>, b: Vec<(f32, f32)>| {
-        a.iter().zip(&b).map(|(x, y)| (x.0.min(y.0), x.1.max(y.1))).collect()
-    };
-    let bounds = real.par_chunks(share).map(bounds).reduce(|| vec![(0.0, 0.0); columns], wider);
-    let params: Vec<QuantParams> =
-        bounds.iter().map(|b| QuantParams::asymmetric(b.0, b.1, DType::U8)).collect();
-    let mut bytes = vec![0u8; real.len()];
-    bytes.par_chunks_mut(share).zip(real.par_chunks(share)).for_each(|(to, from)| {
-        for (to, from) in to.chunks_mut(columns).zip(from.chunks(columns)) {
-            to.iter_mut().zip(from).zip(&params).for_each(|((q, v), p)| *q = p.quantize(*v) as u8);
-        }
-    });
-    let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
-    let zeros: Vec<u8> = params.iter().map(|p| p.zero_point as u8).collect();
-    match columns {
-        1 => Packed::bytes(DType::U8, shape, bytes, Array::scalar(scales[0]), Array::scalar(zeros[0]), None),
-        _ => Packed::bytes(DType::U8, shape, bytes, Array::vector(scales), Array::vector(zeros), Some(-1)),
+    let axis = (shape.len() > 1).then(|| shape.len() - 1);
+    Channels::of(real, shape, axis).pack(real, shape, axis.map(|_| -1))
+}
+
+/// Scales and zero points for each index along an axis, or for all elements.
+struct Channels {
+    params: Vec<QuantParams>,
+    /// Elements between one index and the next.
+    inner: usize,
+}
+
+impl Channels {
+    fn of(real: &[f32], shape: &[usize], axis: Option<usize>) -> Self {
+        let count = axis.map_or(1, |a| shape[a]).max(1);
+        let inner = axis.map_or(real.len(), |a| shape[a + 1..].iter().product()).max(1);
+        let bounds = |part: &[f32]| {
+            let mut bounds = vec![(0f32, 0f32); count];
+            for block in part.chunks(count * inner) {
+                for (b, row) in bounds.iter_mut().zip(block.chunks(inner)) {
+                    *b = row.iter().fold(*b, |b, &v| (b.0.min(v), b.1.max(v)));
+                }
+            }
+            bounds
+        };
+        let wider = |a: Vec<(f32, f32)>, b: Vec<(f32, f32)>| {
+            a.iter().zip(&b).map(|(x, y)| (x.0.min(y.0), x.1.max(y.1))).collect()
+        };
+        let share = share(count * inner);
+        let bounds: Vec<(f32, f32)> =
+            real.par_chunks(share).map(bounds).reduce(|| vec![(0.0, 0.0); count], wider);
+        let params = bounds.iter().map(|b| QuantParams::asymmetric(b.0, b.1, DType::U8)).collect();
+        Self { params, inner }
     }
+
+    /// The sum of squares of what is lost. Parts are summed in order, whoever computed them.
+    fn error(&self, real: &[f32]) -> f64 {
+        let block = self.params.len() * self.inner;
+        let of = |part: &[f32]| -> f64 {
+            let rows = part.chunks(block).flat_map(|b| b.chunks(self.inner).zip(&self.params));
+            rows.map(|(row, p)| {
+                let lost = |v: &f32| f64::from(v - (p.quantize(*v) - p.zero_point) as f32 * p.scale);
+                row.iter().map(lost).map(|e| e * e).sum::<f64>()
+            })
+            .sum()
+        };
+        let parts: Vec<f64> = real.par_chunks(share(block)).map(of).collect();
+        parts.iter().sum()
+    }
+
+    fn pack(&self, real: &[f32], shape: &[usize], axis: Option<i64>) -> Result<Packed, Fault> {
+        let block = self.params.len() * self.inner;
+        let mut bytes = vec![0u8; real.len()];
+        bytes.par_chunks_mut(share(block)).zip(real.par_chunks(share(block))).for_each(|(to, from)| {
+            for (to, from) in to.chunks_mut(block).zip(from.chunks(block)) {
+                let rows = to.chunks_mut(self.inner).zip(from.chunks(self.inner)).zip(&self.params);
+                for ((to, from), p) in rows {
+                    to.iter_mut().zip(from).for_each(|(q, v)| *q = p.quantize(*v) as u8);
+                }
+            }
+        });
+        let scales: Vec<f32> = self.params.iter().map(|p| p.scale).collect();
+        let zeros: Vec<u8> = self.params.iter().map(|p| p.zero_point as u8).collect();
+        let (scale, zero) = match (axis, scales.first(), zeros.first()) {
+            (None, Some(&s), Some(&z)) => (Array::scalar(s), Array::scalar(z)),
+            _ => (Array::vector(scales), Array::vector(zeros)),
+        };
+        Packed::bytes(DType::U8, shape, bytes, scale, zero, axis)
+    }
+}
+
+/// Whole blocks of this size that one thread takes at a time.
+fn share(block: usize) -> usize {
+    (SHARE / block.max(1)).max(1) * block.max(1)
 }

@@ -1,4 +1,5 @@
-use super::quantize;
+use super::blocked::{Algorithm, Blocked};
+use super::{Storage, quantize};
 use crate::interpret::Program;
 use crate::ir::{Array, DType, Graph, Model};
 use crate::onnx::{import, text};
@@ -28,7 +29,7 @@ fn bytes(graph: &Graph) -> usize {
 fn shrinks(body: &str, inputs: &[Array], share: f64) -> (Model, Vec<String>) {
     let before = read(body);
     let mut after = before.clone();
-    let done = quantize(&mut after.graph, &Filter::default()).unwrap();
+    let done = quantize(&mut after.graph, &Filter::default(), Storage::default()).unwrap();
     infer(&mut after.graph);
     check(&after, "weights").unwrap();
     let run = |m: &Model| Program::new(&m.graph).unwrap().run(inputs).unwrap();
@@ -102,7 +103,55 @@ fn what_the_user_excludes_keeps_its_weight() {
         "g (float[2,32] x) => (float[2,32] y) <float[32,32] w = random(1, -0.3, 0.3)> { y = MatMul (x, w) }",
     );
     let filter = Filter { exclude: vec!["y".into()], ..Filter::default() };
-    let done = quantize(&mut model.graph, &filter).unwrap();
+    let done = quantize(&mut model.graph, &filter, Storage::default()).unwrap();
     assert_eq!(done.float, [("MatMul `y`".to_string(), "excluded by `y`".to_string())]);
     assert_eq!(model.graph.nodes().count(), 1);
+}
+
+#[test]
+fn four_bits_in_blocks() {
+    let body = "g (int64[3] i, float[2,64] x) => (float[2,32] y, float[3,128] z) <float[64,64] w = random(1, -0.3, 0.3), \
+        float[32,64] v = random(2, -0.3, 0.3), float[99,128] t = random(3, -1.0, 1.0)> { \
+        a = MatMul (x, w)  y = Gemm <transB = 1> (a, v)  z = Gather (t, i) }";
+    for algorithm in [Algorithm::Rtn, Algorithm::Mse] {
+        let before = read(body);
+        let mut after = before.clone();
+        crate::passes::upgrade(&mut after, 21).unwrap();
+        let storage = Storage { blocked: Some(Blocked { size: 32, algorithm }), ..Storage::default() };
+        let done = quantize(&mut after.graph, &Filter::default(), storage).unwrap();
+        assert_eq!(done.nodes.len(), 3);
+        infer(&mut after.graph);
+        check(&after, "weights").unwrap();
+        assert!(bytes(&after.graph) * 100 < bytes(&before.graph) * 17);
+        let run = |m: &Model| {
+            let inputs = [Array::vector(vec![0i64, 98, 4]), ramp(&[2, 64])];
+            Program::new(&m.graph).unwrap().run(&inputs).unwrap()
+        };
+        for (x, y) in run(&before).iter().zip(run(&after)) {
+            assert_eq!(x.shape(), y.shape());
+            let (x, y) = (x.to_f32().unwrap(), y.to_f32().unwrap());
+            let signal: f32 = x.iter().map(|v| v * v).sum();
+            let noise: f32 = x.iter().zip(&y).map(|(a, b)| (a - b) * (a - b)).sum();
+            assert!(noise > 0.0 && noise < signal * 0.03, "noise {noise}, signal {signal}");
+        }
+    }
+}
+
+#[test]
+fn rows_in_front_of_a_product_are_no_quantized_activations() {
+    let body = "g (int64[3] i) => (float[3,64] y) <float[99,64] t = random(1, -1.0, 1.0), \
+        float[64,64] w = random(2, -0.3, 0.3)> { e = Gather (t, i)  y = MatMul (e, w) }";
+    let (after, _) = shrinks(body, &[Array::vector(vec![0i64, 98, 4])], 0.3);
+    let graph = &after.graph;
+    let product = graph.nodes().find(|&n| graph.node(n).is("MatMul")).unwrap();
+    let rows = graph.input(product, 0).and_then(|v| graph.producer(v)).unwrap();
+    assert_eq!(graph.node(rows.0).op_type, "Mul");
+}
+
+#[test]
+fn weights_behind_movements() {
+    let body = "g (bool c, float[2,32] x) => (float[2,32] y) <float[32,32] w = random(1, -0.3, 0.3)> { \
+        y = If (c) <then_branch = t () => (float[2,32] p) { v = Transpose (w)  p = MatMul (x, v) }, \
+        else_branch = e () => (float[2,32] q) { q = MatMul (x, w) }> }";
+    shrinks(body, &[Array::scalar(true), ramp(&[2, 32])], 0.3);
 }
