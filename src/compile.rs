@@ -1,28 +1,24 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
+mod job;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use self::job::Job;
 use crate::calibrate::read::{self, Samples};
-use crate::calibrate::run::calibrate;
 use crate::compare::Pair;
 use crate::compare::closeness::{self, Closeness};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
 use crate::onnx;
-use crate::options::{Effort, Mode, Options};
+use crate::options::{Mode, Options};
 use crate::passes;
-use crate::quantize::candidate::{Candidates, Filter, watched};
-use crate::quantize::weight_only::blocked::Algorithm;
-use crate::quantize::weight_only::{Storage, gptq};
-use crate::quantize::{Half, Plan, Target, dynamic, half, insert, placement, plan, weight_only};
-use crate::report::provenance::Provenance;
-use crate::report::{Quantized, Report};
-use crate::tune::reconstruct::reconstruct;
-use crate::tune::smooth::smooth;
-use crate::tune::{self, sensitivity};
+use crate::quantize::{Target, half};
+use crate::report::Report;
+use crate::report::provenance::{self, Provenance};
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
 pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
@@ -38,6 +34,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         (Mode::Auto, None) => Mode::WeightOnly,
         (mode, _) => mode,
     };
+    let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+    options.types.check(&target).map_err(|f| f.at("--mode static"))?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
     let samples = match mode {
@@ -52,30 +50,22 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         report.unchanged = true;
         return Ok(report);
     }
+    if mode != Mode::None && provenance::is_own(&source.model, report.mode, options) {
+        return as_it_was(input, output, report, "it was compiled with these options before");
+    }
     let mut model = source.model;
     if mode != Mode::None {
         let original = model.graph.clone();
-        let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
-        let half = options.half(mode);
-        let opset = match (&half, options.blocked) {
-            (Some(half), _) => half::opset(&model, half),
-            (None, Some(_)) => 21,
-            (None, None) => 0,
-        };
+        let opset = opset(&model, mode, options);
         passes::upgrade(&mut model, target.opset.max(opset))?;
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
         report.passes(log);
-        let quantized = match (mode, &samples, &half) {
-            (_, _, Some(half)) => halve(&mut model, samples.as_ref(), half, watch)?,
-            (Mode::Static, Some(samples), _) => {
-                quantize_static(&mut model, samples, &target, options, watch)?
-            }
-            (Mode::Dynamic, samples, _) => {
-                quantize_dynamic(&mut model, samples.as_ref(), &target, &options.filter, watch)?
-            }
-            _ => store_weights(&mut model, samples.as_ref(), options, watch)?,
-        };
+        let job = Job { samples: samples.as_ref(), target: &target, options, watch };
+        let quantized = job.run(&mut model, mode)?;
+        if quantized.is_nothing() {
+            return as_it_was(input, output, report, "nothing is left to quantize");
+        }
         if let Some(samples) = &samples {
             report.samples(samples);
             let compared = distances(&original, &model.graph, samples, watch)?;
@@ -90,6 +80,24 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     report.size_after = onnx::write(output, &model)?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Writes the input as the output, byte for byte.
+fn as_it_was(input: &Path, output: &Path, mut report: Report, why: &str) -> Result<Report, Error> {
+    report.size_after = onnx::write(output, &onnx::read_valid(input)?.model)?;
+    report.warnings.push(format!("{why}: the model is written as it was"));
+    Ok(report)
+}
+
+/// The least opset that the mode needs of this model.
+fn opset(model: &Model, mode: Mode, options: &Options) -> i64 {
+    let half = options.half(mode).map_or(0, |half| half::opset(model, &half));
+    match mode {
+        Mode::WeightOnly if options.blocked.is_some() => 21,
+        // The pairs around integers have scales of their own, which half precision has from 19 on.
+        Mode::Static => options.types.opset().max(if half > 0 { half.max(19) } else { 0 }),
+        _ => half,
+    }
 }
 
 /// The samples, if there are any; modes that cannot do without them say so.
@@ -107,112 +115,6 @@ fn open_samples(graph: &Graph, options: &Options, mode: Mode) -> Result<Option<S
         samples.truncate(limit);
     }
     Ok(Some(samples))
-}
-
-/// Integer weights in front of float arithmetic; with samples, GPTQ learns how their inputs hang together.
-fn store_weights(
-    model: &mut Model,
-    samples: Option<&Samples>,
-    options: &Options,
-    watch: Watch,
-) -> Result<Quantized, Error> {
-    let (blocked, filter) = (options.blocked, &options.filter);
-    let grams = match (blocked.map(|b| b.algorithm), samples) {
-        (Some(Algorithm::Gptq), Some(samples)) => {
-            let progress = |done, total| watch("calibrating", done, total);
-            gptq::grams(&model.graph, filter, samples, &progress)?
-        }
-        _ => Vec::new(),
-    };
-    let storage = Storage { blocked, grams: grams.into_iter().collect() };
-    let done = weight_only::quantize(&mut model.graph, filter, storage);
-    Ok(Quantized::weights(done.map_err(|f| f.at("weight quantization"))?))
-}
-
-/// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float, and LSTMs do if
-/// what they do to their own state would spoil the result.
-fn quantize_dynamic(
-    model: &mut Model,
-    samples: Option<&Samples>,
-    target: &Target,
-    filter: &Filter,
-    watch: Watch,
-) -> Result<Quantized, Error> {
-    let at = |f: Fault| f.at("dynamic quantization");
-    let noisy = samples.map(|s| dynamic::noisy(&model.graph, s)).transpose()?.unwrap_or_default();
-    let float = model.clone();
-    let mut done = dynamic::quantize(model, filter, target, &noisy, true).map_err(at)?;
-    if let Some(samples) = samples.filter(|_| dynamic::has_lstm(&model.graph)) {
-        let found = distances(&float.graph, &model.graph, samples, watch)?;
-        if found.iter().filter_map(|c| c.sqnr_db).any(|db| db < dynamic::LEAST_DB) {
-            *model = float;
-            done = dynamic::quantize(model, filter, target, &noisy, false).map_err(at)?;
-        }
-    }
-    Ok(Quantized::weights(done))
-}
-
-/// Half precision; with samples, what would leave its range stays float32.
-fn halve(
-    model: &mut Model,
-    samples: Option<&Samples>,
-    half: &Half,
-    watch: Watch,
-) -> Result<Quantized, Error> {
-    let ranges = match samples {
-        None => half::Ranges::new(),
-        Some(samples) => {
-            let steps = AtomicUsize::new(0);
-            let step = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
-            half::ranges(&model.graph, samples, &step)?
-        }
-    };
-    let done = half::convert(model, half, &ranges).map_err(|f| f.at("half precision"))?;
-    Ok(Quantized::half(done))
-}
-
-fn quantize_static(
-    model: &mut Model,
-    samples: &Samples,
-    target: &Target,
-    options: &Options,
-    watch: Watch,
-) -> Result<Quantized, Error> {
-    let graph = &mut model.graph;
-    let smoothed = if options.effort == Effort::Fast { Vec::new() } else { smooth(graph, samples)? };
-    let program = Program::new(graph)?;
-    let steps = AtomicUsize::new(0);
-    let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
-    let calibration = calibrate(&program, &watched(graph), samples, &progress)?;
-    drop(program);
-    let seen = &calibration.seen;
-    let mut choices = plan::choices(seen, options.calibrator);
-    let candidates = Candidates::of(graph, target, &options.filter, seen);
-    let noise = match options.effort {
-        Effort::Fast => plan::noise(seen, &choices),
-        Effort::Balanced | Effort::Best => {
-            let (candidates, calibrator) = (&candidates.integer, options.calibrator);
-            let subject = sensitivity::Subject { graph, candidates, seen, calibrator, target };
-            subject.measure(&mut choices, samples, &|done, total| watch("measuring", done, total))?
-        }
-    };
-    let placement = placement::place(graph, target, candidates, seen, &noise);
-    let plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
-        .map_err(|f| f.at("solving scales and zero points"))?;
-    let mut quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
-    quantized.smoothed = smoothed;
-    let reference = graph.clone();
-    insert::insert(graph, &plan);
-    quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
-    if options.effort != Effort::Fast {
-        let step = tune::attempt("rounding", &reference, graph, samples, |graph| {
-            let progress = |done, total| watch("rounding", done, total);
-            quantized.layers = reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
-            Ok(())
-        })?;
-        quantized.steps.push(step);
-    }
-    Ok(quantized)
 }
 
 /// How close the outputs of the quantized graph are to those of the graph as it was read.

@@ -6,9 +6,9 @@ use std::str::FromStr;
 use crate::calibrate::config::Recipe;
 use crate::calibrate::threshold::Calibrator;
 use crate::ir::DType;
-use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::Blocked;
+use crate::quantize::{Half, Types};
 
 /// What to make of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +93,10 @@ pub struct Options {
     pub target: String,
     /// Nodes and operators to leave out.
     pub filter: Filter,
+    /// Storage types of a static plan.
+    pub types: Types,
+    /// What static quantization leaves is half precision of this type.
+    pub float: Option<DType>,
     /// Weights in 4 bits instead of 8.
     pub blocked: Option<Blocked>,
     /// What half precision leaves in float32.
@@ -116,6 +120,8 @@ impl Default for Options {
             samples: None,
             target: "ort-cpu".into(),
             filter: Filter::default(),
+            types: Types::default(),
+            float: None,
             blocked: None,
             half: Half::default(),
             stop_after: None,
@@ -131,6 +137,7 @@ impl Options {
         let dtype = match mode {
             Mode::Fp16 => DType::F16,
             Mode::Bf16 => DType::BF16,
+            Mode::Static => self.float?,
             _ => return None,
         };
         Some(Half { dtype, ..self.half.clone() })

@@ -11,6 +11,7 @@ pub mod insert;
 pub mod placement;
 pub mod plan;
 pub mod target;
+pub mod types;
 pub mod weight_only;
 pub mod weights;
 
@@ -18,3 +19,4 @@ pub use half::Half;
 pub use placement::Placement;
 pub use plan::Plan;
 pub use target::Target;
+pub use types::Types;

@@ -27,6 +27,7 @@ use crate::options::{Mode, Options};
 use crate::passes::Log;
 use crate::proto::StringStringEntryProto;
 use crate::quantize::Plan;
+use crate::quantize::candidate::ALREADY;
 use crate::quantize::half::Halved;
 use crate::quantize::weight_only::Stored;
 
@@ -153,6 +154,11 @@ impl Quantized {
             problem: problem.map(ToString::to_string),
             warnings: Vec::new(),
         }
+    }
+
+    /// Was there nothing to do: nothing quantized, and nothing left alone but what is quantized already?
+    pub fn is_nothing(&self) -> bool {
+        self.nodes.is_empty() && self.stored.is_empty() && self.float.iter().all(|(_, why)| why == ALREADY)
     }
 
     /// The facts of half precision.

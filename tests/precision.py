@@ -1,4 +1,4 @@
-"""Checks the other precisions against ONNX Runtime and onnx.checker: what `crosscheck.py` does for int8.
+"""Checks every other precision against ONNX Runtime and onnx.checker: what `crosscheck.py` does for static int8.
 
     python tests/precision.py QONNX [--only NAME] [--keep DIR]
 
@@ -41,6 +41,11 @@ def noise(rng, *shape):
 def chain(rng):
     model = text("g (float[N,16] x) => (float[N,16] y) { a = MatMul(x, w) b = Add(a, c) d = Relu(b) y = MatMul(d, w) }")
     return weights(model, w=noise(rng, 16, 16) / 4, c=noise(rng, 16))
+
+
+def layers(rng):
+    model = text("g (float[N,16] x) => (float[N,16] y) { a = MatMul(x, w) b = Add(a, c) d = Relu(b) y = MatMul(d, v) }")
+    return weights(model, w=noise(rng, 16, 96) / 4, c=noise(rng, 96), v=noise(rng, 96, 16) / 10)
 
 
 def branches(rng):
@@ -107,6 +112,28 @@ def scan(rng):
         { a = Add(si, xi) m = Mul(a, w) so = Tanh(m) yo = Exp(so) }>(s0, xs) }"""), w=noise(rng, 4))
 
 
+def language(rng):
+    """An embedding and two products with a bias: what weight-only and dynamic quantization are for."""
+    model = text("""g (int64[N,T] ids) => (float[N,T,96] y) {
+        e = Gather(table, ids) h = MatMul(e, w1) a = Add(h, b1) g1 = Gelu(a) m = MatMul(g1, w2) y = LayerNormalization(m, gain, b2) }""", 20)
+    return weights(
+        model, table=noise(rng, 500, 128), w1=noise(rng, 128, 256) / 11, b1=noise(rng, 256), w2=noise(rng, 256, 96) / 16,
+        gain=np.ones(96, np.float32), b2=noise(rng, 96))  # fmt: skip
+
+
+def recurrent(rng, layout=0, direction="bidirectional"):
+    """An LSTM with everything: both directions, peepholes, initial states, either layout."""
+    ways = 2 if direction == "bidirectional" else 1
+    shape = lambda *d: "float[" + ",".join(map(str, d)) + "]"
+    x, state = (shape(7, 3, 24), shape(ways, 3, 32)) if layout == 0 else (shape(3, 7, 24), shape(3, ways, 32))
+    y = shape(7, ways, 3, 32) if layout == 0 else shape(3, 7, ways, 32)
+    model = text(f"""g ({x} x, {state} h, {state} c) => ({y} y, {state} yh, {state} yc) {{
+        y, yh, yc = LSTM<hidden_size = 32, direction = "{direction}", layout = {layout}>(x, w, r, b, , h, c, p) }}""")
+    return weights(
+        model, w=noise(rng, ways, 128, 24) / 5, r=noise(rng, ways, 128, 32) / 6, b=noise(rng, ways, 256) / 4,
+        p=noise(rng, ways, 96) / 4)  # fmt: skip
+
+
 PLAIN = lambda rng, shape=(3, 16), scale=1: {"x": scale * noise(rng, *shape)}
 CASES = {
     # name: model, feed, arguments, what must be kept (as part of its name), least SQNR
@@ -124,9 +151,118 @@ CASES = {
 }  # fmt: skip
 
 
+def time_first(rng, feeds):
+    """What a recurrent model with layout 1 returns, by one with layout 0: ONNX Runtime does not run the other."""
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        Path(file.name).write_bytes(recurrent(rng).SerializeToString())
+        turned = [{name: np.ascontiguousarray(array.swapaxes(0, 1)) for name, array in feed.items()} for feed in feeds]
+        results = run(file.name, turned, crosscheck.LEVEL.ORT_DISABLE_ALL)
+    return [[y.transpose(2, 0, 1, 3), h.swapaxes(0, 1), c.swapaxes(0, 1)] for y, h, c in results]
+
+
+# What ONNX Runtime does not run as it is: another way to the same outputs.
+ELSEWHERE = {"lstm_batch_first": time_first}
+
+IDS = lambda rng: {"ids": rng.integers(0, 500, (2, 9))}
+
+
+def sequence(layout, ways):
+    def feed(rng):
+        x, h = ((7, 3, 24), (ways, 3, 32)) if layout == 0 else ((3, 7, 24), (3, ways, 32))
+        return {"x": noise(rng, *x), "h": np.tanh(noise(rng, *h)), "c": noise(rng, *h)}
+
+    return feed
+
+
+INTEGER = {
+    # name: model, feed, arguments, operators of the optimized graph (least number each), most bytes to fp32's, least SQNR
+    # Biases, peepholes and a scale for each gate and unit are a tenth of these small LSTMs.
+    "weights": (language, IDS, ["--mode", "weight-only"], {"MatMulNBits": 2}, 0.27, 35),
+    "blocks": (language, IDS, ["--mode", "weight-only", "--bits", "4", "--block", "32"], {"MatMulNBits": 2}, 0.17, 17),
+    "rtn": (language, IDS, ["--mode", "weight-only", "--bits", "4", "--algorithm", "rtn"], {"MatMulNBits": 2}, 0.16, 16),
+    "gptq": (language, IDS, ["--mode", "weight-only", "--bits", "4", "--algorithm", "gptq", "--calib"], {"MatMulNBits": 2}, 0.16, 17),
+    "dynamic": (language, IDS, ["--mode", "dynamic"], {"DynamicQuantizeMatMul": 2}, 0.27, 28),
+    "dynamic_calibrated": (language, IDS, ["--mode", "dynamic", "--calib"], {"DynamicQuantizeMatMul": 2}, 0.27, 28),
+    "lstm_both": (recurrent, sequence(0, 2), ["--mode", "dynamic"], {"DynamicQuantizeLSTM": 1}, 0.35, 25),
+    "lstm_batch_first": (lambda r: recurrent(r, 1), sequence(1, 2), ["--mode", "dynamic"], {"DynamicQuantizeLSTM": 1}, 0.36, 25),
+    "lstm_reverse": (lambda r: recurrent(r, 0, "reverse"), sequence(0, 1), ["--mode", "dynamic"], {"DynamicQuantizeLSTM": 1}, 0.36, 25),
+    "lstm_weights": (recurrent, sequence(0, 2), ["--mode", "weight-only"], {"LSTM": 1}, 0.35, 35),
+    "u16": (layers, PLAIN, ["--mode", "static", "--activation", "u16", "--calib"], {}, 0.55, 35),
+    "s16": (layers, PLAIN, ["--mode", "static", "--activation", "s16", "--weight", "u8", "--calib"], {}, 0.55, 35),
+    "unsigned_weights": (layers, PLAIN, ["--mode", "static", "--weight", "u8", "--calib"], {}, 0.55, 25),
+    "static_and_half": (quantized, PLAIN, ["--mode", "static", "--float", "fp16", "--calib"], {}, 1.2, 25),
+}  # fmt: skip
+
+REFUSED = [
+    # arguments, and what the message must name
+    (["--bits", "4", "--mode", "static"], "weight-only"),
+    (["--mode", "weight-only", "--block", "32"], "--bits 4"),
+    (["--mode", "weight-only", "--bits", "4", "--algorithm", "gptq"], "--calib"),
+    (["--mode", "static", "--weight", "s4", "--calib"], "s8, u8"),
+    (["--mode", "fp16", "--activation", "u16"], "static"),
+    (["--mode", "weight-only", "--bits", "3"], "4, 8"),
+    (["--mode", "weight-only", "--bits", "4", "--block", "48"], "32, 64, 128"),
+]
+
+
 class Precision(crosscheck.Suite):
-    def half(self, name):
-        build, feed, arguments, kept, bound = CASES[name]
+    def integers(self, name):
+        """A model in another integer precision; then its own output once more, in which nothing is left to do."""
+        build, feed, arguments, expected, share, bound = INTEGER[name]
+        directory, source, calib, feeds, reference = self.prepared(name, build, feed, 16)
+        arguments = sum(([a, calib] if a == "--calib" else [a] for a in arguments), [])
+        output, facts = directory / "out.onnx", directory / "facts.json"
+        if not self.compile(name, source, output, "--json", facts, *arguments):
+            return
+        self.valid(name, source, output)
+        self.close(name, output, feeds, reference, bound)
+        size = output.stat().st_size / source.stat().st_size
+        self.check(f"{name}: size at most {share:.0%}", size <= share, f"{size:.1%}")
+        path = directory / "optimized.onnx"
+        session(output, crosscheck.LEVEL.ORT_ENABLE_EXTENDED, path)
+        counts = kernels(onnx.load(path).graph)
+        self.check(f"{name}: fuses to {expected}", all(counts[k] >= n for k, n in expected.items()), f"{dict(counts)}")
+        self.check(f"{name}: never ConvInteger", counts["ConvInteger"] == 0)
+        told = json.loads(facts.read_text())["outputs"]
+        if calib in arguments:
+            same = [feed(seeded(name, "calib", i)) for i in range(16)]
+            measured = crosscheck.worst_sqnr(run(source, same, crosscheck.LEVEL.ORT_DISABLE_ALL), run(output, same))
+            near = min(o["sqnr_db"] or 120 for o in told)
+            self.check(f"{name}: the report's SQNR is near ONNX Runtime's", abs(near - measured) < 6, f"{near:.1f} {measured:.1f}")
+        again = directory / "again.onnx"
+        if self.compile(f"{name} again", output, again, *arguments):
+            self.check(f"{name} again: nothing changes", again.read_bytes() == output.read_bytes())
+
+    def refusals(self):
+        directory = self.work / "refused"
+        directory.mkdir()
+        source, output = directory / "model.onnx", directory / "out.onnx"
+        source.write_bytes(chain(seeded("refused")).SerializeToString())
+        write_feeds([PLAIN(seeded("refused", i)) for i in range(2)], "npz", directory)
+        for arguments, named in REFUSED:
+            arguments = sum(([a, directory] if a == "--calib" else [a] for a in arguments), [])
+            done = self.qonnx("compile", source, output, *arguments)
+            ok = done.returncode in (1, 2) and named in done.stderr and not output.exists()
+            self.check(f"{' '.join(map(str, arguments))}: refused, naming {named}", ok, done.stderr.strip()[:160])
+
+    def already(self):
+        """A model whose products are dynamic already, weights behind Cast and Mul: nothing is left."""
+        directory = self.work / "already"
+        directory.mkdir()
+        rng = seeded("already")
+        cast = weights(text("""g (float[N,32] x) => (float[N,32] y) {
+            f = Cast<to = 1>(w) s = Mul(f, scale) y = MatMul(x, s) }"""), w=rng.integers(-99, 99, (32, 32), np.int8), scale=np.float32(0.01))
+        dynamic = weights(text("""g (float[N,32] x) => (float[N,32] y) {
+            q, s, z = DynamicQuantizeLinear(x) i = MatMulInteger(q, w, z) f = Cast<to = 1>(i) y = Mul(f, s) }"""), w=rng.integers(-99, 99, (32, 32), np.int8))
+        for name, model in [("cast", cast), ("dynamic", dynamic)]:
+            source, output = directory / f"{name}.onnx", directory / f"{name}-out.onnx"
+            source.write_bytes(model.SerializeToString())
+            done = self.qonnx("compile", source, output, "--mode", "weight-only")
+            same = done.returncode == 0 and output.read_bytes() == source.read_bytes()
+            self.check(f"already {name}: as it was, and said so", same and "nothing is left" in done.stderr, done.stderr[:200])
+
+    def prepared(self, name, build, feed, samples=8):
+        """The folder, the model, calibration feeds, evaluation feeds and what the model makes of them."""
         directory = self.work / name
         calib = directory / "calib"
         calib.mkdir(parents=True)
@@ -134,9 +270,15 @@ class Precision(crosscheck.Suite):
         model = build(seeded(name))
         onnx.checker.check_model(model, full_check=True)
         source.write_bytes(model.SerializeToString())
-        write_feeds([feed(seeded(name, "calib", i)) for i in range(8)], "npz", calib)
+        write_feeds([feed(seeded(name, "calib", i)) for i in range(samples)], "npz", calib)
         feeds = [feed(seeded(name, "eval", i)) for i in range(8)]
-        reference = run(source, feeds, crosscheck.LEVEL.ORT_DISABLE_ALL)
+        if name in ELSEWHERE:
+            return directory, source, calib, feeds, ELSEWHERE[name](seeded(name), feeds)
+        return directory, source, calib, feeds, run(source, feeds, crosscheck.LEVEL.ORT_DISABLE_ALL)
+
+    def half(self, name):
+        build, feed, arguments, kept, bound = CASES[name]
+        directory, source, calib, feeds, reference = self.prepared(name, build, feed)
         arguments = sum(([a, calib] if a == "--calib" else [a] for a in arguments), [])
         for mode in ["fp16", "bf16"]:
             title, output, facts = f"{name} {mode}", directory / f"{mode}.onnx", directory / f"{mode}.json"
@@ -199,7 +341,9 @@ def main():
         work = options.keep or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         suite = Precision(options.qonnx, work)
-        jobs = {name: lambda name=name: suite.half(name) for name in CASES} | {"shared": suite.shared_models}
+        jobs = {name: lambda name=name: suite.half(name) for name in CASES}
+        jobs |= {name: lambda name=name: suite.integers(name) for name in INTEGER}
+        jobs |= {"shared": suite.shared_models, "refused": suite.refusals, "already": suite.already}
         for name, job in jobs.items():
             if options.only in (None, name):
                 job()

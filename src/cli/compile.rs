@@ -14,10 +14,11 @@ use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
 use crate::error::one_line;
+use crate::ir::DType;
 use crate::options::{Effort, Mode, Options};
-use crate::quantize::Half;
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::{Algorithm, Blocked};
+use crate::quantize::{Half, Types};
 use crate::report::Report;
 use crate::report::operators::operators;
 use crate::report::provenance::rule;
@@ -58,6 +59,15 @@ pub struct Compile {
     /// The only operators to quantize, separated by commas.
     #[arg(long, value_name = "OPS", value_delimiter = ',', value_parser = operator, help_heading = "What to do")]
     only_ops: Vec<String>,
+    /// With static: type of activations.
+    #[arg(long, value_name = "TYPE", default_value = "u8", value_parser = integer, help_heading = "What to do")]
+    activation: DType,
+    /// With static: type of weights.
+    #[arg(long, value_name = "TYPE", default_value = "s8", value_parser = integer, help_heading = "What to do")]
+    weight: DType,
+    /// With static: fp16 or bf16 for what is not quantized.
+    #[arg(long, value_name = "TYPE", value_parser = half_type, help_heading = "What to do")]
+    float: Option<DType>,
     /// With weight-only: bits of a weight.
     #[arg(long, value_name = "BITS", default_value = "8", value_parser = ["4", "8"], help_heading = "What to do")]
     bits: String,
@@ -172,6 +182,8 @@ impl Compile {
             samples: self.samples.map(|n| n as usize),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
+            types: self.types()?,
+            float: self.float,
             blocked: self.blocked()?,
             half: Half { keep_io: self.keep_io, keep: self.keep_float.clone(), ..Half::default() },
             stop_after: self.stop_after,
@@ -181,12 +193,29 @@ impl Compile {
         })
     }
 
+    /// Is the mode this one, spelt or implied?
+    fn is_mode(&self, wanted: Mode) -> bool {
+        match (self.mode, &self.calib) {
+            (Mode::Auto, Some(_)) => wanted == Mode::Static,
+            (Mode::Auto, None) => wanted == Mode::WeightOnly,
+            (mode, _) => wanted == mode,
+        }
+    }
+
+    /// Storage types of a static plan; what does not go together is refused.
+    fn types(&self) -> anyhow::Result<Types> {
+        let types = Types { activation: self.activation, weight: self.weight };
+        let plain = types == Types::default() && self.float.is_none();
+        anyhow::ensure!(
+            plain || self.is_mode(Mode::Static),
+            "--activation, --weight and --float go with --mode static"
+        );
+        Ok(types)
+    }
+
     /// Weights in 4 bits, if they are asked for; what does not go together is refused.
     fn blocked(&self) -> anyhow::Result<Option<Blocked>> {
-        let weight_only = match self.mode {
-            Mode::Auto => self.calib.is_none(),
-            mode => mode == Mode::WeightOnly,
-        };
+        let weight_only = self.is_mode(Mode::WeightOnly);
         let four = self.bits == "4";
         anyhow::ensure!(
             !four || weight_only,
@@ -218,6 +247,11 @@ impl Compile {
         if !self.only_ops.is_empty() {
             words.push(format!("--only-ops {}", self.only_ops.join(",")));
         }
+        let types = Types { activation: self.activation, weight: self.weight };
+        if types != Types::default() {
+            words.push(format!("--activation {} --weight {}", short(types.activation), short(types.weight)));
+        }
+        words.extend(self.float.map(|f| format!("--float {}", short(f))));
         if let Ok(Some(Blocked { size, algorithm })) = self.blocked() {
             words.push(format!("--bits 4 --block {size} --algorithm {algorithm:?}").to_lowercase());
         }
@@ -228,4 +262,36 @@ impl Compile {
         words.extend(self.stop_after.map(|n| format!("--stop-after {n}")));
         words.join(" ")
     }
+}
+
+/// Integer types and their short names.
+const INTEGERS: [(&str, DType); 6] = [
+    ("u4", DType::U4),
+    ("s4", DType::I4),
+    ("u8", DType::U8),
+    ("s8", DType::I8),
+    ("u16", DType::U16),
+    ("s16", DType::I16),
+];
+
+/// Types of half precision and their short names.
+const HALVES: [(&str, DType); 2] = [("fp16", DType::F16), ("bf16", DType::BF16)];
+
+/// The type with this name among these.
+fn named(name: &str, types: &[(&str, DType)]) -> Result<DType, String> {
+    let found = types.iter().find(|(known, _)| *known == name).map(|&(_, dtype)| dtype);
+    found.ok_or_else(|| format!("there are {}", types.iter().map(|t| t.0).collect::<Vec<_>>().join(", ")))
+}
+
+fn integer(name: &str) -> Result<DType, String> {
+    named(name, &INTEGERS)
+}
+
+fn half_type(name: &str) -> Result<DType, String> {
+    named(name, &HALVES)
+}
+
+/// The short name of a type.
+fn short(dtype: DType) -> &'static str {
+    INTEGERS.iter().chain(&HALVES).find(|t| t.1 == dtype).map_or("", |t| t.0)
 }

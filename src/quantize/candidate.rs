@@ -84,6 +84,17 @@ pub fn activation_slots(rule: &Rule, inputs: usize) -> Vec<usize> {
     }
 }
 
+/// Why what came quantized is left alone.
+pub const ALREADY: &str = "it is quantized already";
+
+/// Does the node read what a DequantizeLinear returns, or does a QuantizeLinear read what it returns?
+pub fn is_quantized(graph: &Graph, id: NodeId) -> bool {
+    let made = |v: ValueId| graph.producer(v).is_some_and(|(p, _)| graph.node(p).is("DequantizeLinear"));
+    let read = |v: ValueId| graph.uses(v).iter().any(|u| graph.node(u.node).is("QuantizeLinear"));
+    graph.inputs_of(id).into_iter().flatten().any(made)
+        || graph.outputs_of(id).into_iter().flatten().any(read)
+}
+
 /// The values whose distribution may be needed: what operators with an integer form read and write.
 pub fn watched(graph: &Graph) -> Vec<ValueId> {
     let mut values = std::collections::BTreeSet::new();
@@ -142,6 +153,9 @@ fn candidate(
     }
     if let Some(reason) = filter.refuses(graph, id).filter(|_| !clamp) {
         return Err(reason);
+    }
+    if is_quantized(graph, id) {
+        return Err(ALREADY.into());
     }
     let slots = activation_slots(&rule, node.inputs);
     let mut found = Candidate {

@@ -151,6 +151,8 @@ impl Writer<'_> {
             let zeros = match constant.elements.dtype() {
                 DType::I8 if vector => Array::vector(vec![constant.zero_point as i8; count]),
                 DType::I8 => Array::scalar(constant.zero_point as i8),
+                DType::U16 => Array::scalar(constant.zero_point as u16),
+                DType::I16 => Array::scalar(constant.zero_point as i16),
                 _ if vector => Array::vector(vec![constant.zero_point as u8; count]),
                 _ => Array::scalar(constant.zero_point as u8),
             };

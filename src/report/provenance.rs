@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::calibrate::read::Samples;
 use crate::error::Error;
+use crate::ir::Model;
 use crate::onnx::{self, Source};
 use crate::options::Options;
 
@@ -57,6 +58,17 @@ impl Provenance {
         let entries = &source.model.rest.metadata_props;
         entries.iter().any(|e| e.key.as_deref() == Some(KEY) && e.value.as_deref() == Some(&self.digest))
     }
+}
+
+/// Did qonnx make the model in this mode, for this target, with these options?
+pub fn is_own(model: &Model, mode: &str, options: &Options) -> bool {
+    let entries = &model.rest.metadata_props;
+    let says = |key: &str, value: &str| {
+        entries.iter().any(|e| e.key.as_deref() == Some(key) && e.value.as_deref() == Some(value))
+    };
+    says("qonnx.mode", mode)
+        && says("qonnx.target", &options.target)
+        && says("qonnx.options", &options.command)
 }
 
 /// A rule for Make and Ninja: `output` depends on these files.

@@ -1,0 +1,143 @@
+//! The modes: each makes something else of a model whose passes have run.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::{Watch, distances};
+use crate::calibrate::read::Samples;
+use crate::calibrate::run::calibrate;
+use crate::error::{Error, Fault};
+use crate::interpret::Program;
+use crate::ir::{Graph, Model};
+use crate::options::{Effort, Mode, Options};
+use crate::passes;
+use crate::quantize::candidate::{Candidates, watched};
+use crate::quantize::weight_only::blocked::Algorithm;
+use crate::quantize::weight_only::{self, Storage, gptq};
+use crate::quantize::{Half, Plan, Target, Types, dynamic, half, insert, placement, plan};
+use crate::report::Quantized;
+use crate::tune::reconstruct::reconstruct;
+use crate::tune::smooth::smooth;
+use crate::tune::{self, sensitivity};
+
+/// What a mode works with.
+pub struct Job<'a> {
+    /// The samples, if there are any.
+    pub samples: Option<&'a Samples>,
+    /// What the result is for.
+    pub target: &'a Target,
+    /// What the user chose.
+    pub options: &'a Options,
+    /// Told how far it is.
+    pub watch: Watch<'a>,
+}
+
+impl Job<'_> {
+    /// Quantizes the model in this mode.
+    pub fn run(&self, model: &mut Model, mode: Mode) -> Result<Quantized, Error> {
+        let half = self.options.half(mode);
+        match (mode, self.samples, half) {
+            (Mode::Static, Some(samples), None) => self.integers(&mut model.graph, samples),
+            (Mode::Static, Some(samples), Some(half)) => {
+                let mut quantized = self.integers(&mut model.graph, samples)?;
+                passes::infer(&mut model.graph);
+                let rest = self.halve(model, &half)?;
+                if quantized.nodes.is_empty() {
+                    return Ok(rest);
+                }
+                quantized.warnings.extend(rest.warnings);
+                Ok(quantized)
+            }
+            (_, _, Some(half)) => self.halve(model, &half),
+            (Mode::Dynamic, samples, _) => self.dynamic(model, samples),
+            _ => self.weights(model),
+        }
+    }
+
+    /// Integer weights in front of float arithmetic; with samples, GPTQ learns how their inputs hang together.
+    fn weights(&self, model: &mut Model) -> Result<Quantized, Error> {
+        let (blocked, filter) = (self.options.blocked, &self.options.filter);
+        let grams = match (blocked.map(|b| b.algorithm), self.samples) {
+            (Some(Algorithm::Gptq), Some(samples)) => {
+                let progress = |done, total| (self.watch)("calibrating", done, total);
+                gptq::grams(&model.graph, filter, samples, &progress)?
+            }
+            _ => Vec::new(),
+        };
+        let storage = Storage { blocked, grams: grams.into_iter().collect() };
+        let done = weight_only::quantize(&mut model.graph, filter, storage);
+        Ok(Quantized::weights(done.map_err(|f| f.at("weight quantization"))?))
+    }
+
+    /// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float, and LSTMs do
+    /// if what they do to their own state would spoil the result.
+    fn dynamic(&self, model: &mut Model, samples: Option<&Samples>) -> Result<Quantized, Error> {
+        let at = |f: Fault| f.at("dynamic quantization");
+        let (filter, target) = (&self.options.filter, self.target);
+        let noisy = samples.map(|s| dynamic::noisy(&model.graph, s)).transpose()?.unwrap_or_default();
+        let float = model.clone();
+        let mut done = dynamic::quantize(model, filter, target, &noisy, true).map_err(at)?;
+        if let Some(samples) = samples.filter(|_| dynamic::has_lstm(&model.graph)) {
+            let found = distances(&float.graph, &model.graph, samples, self.watch)?;
+            if found.iter().filter_map(|c| c.sqnr_db).any(|db| db < dynamic::LEAST_DB) {
+                *model = float;
+                done = dynamic::quantize(model, filter, target, &noisy, false).map_err(at)?;
+            }
+        }
+        Ok(Quantized::weights(done))
+    }
+
+    /// Half precision; with samples, what would leave its range stays float32.
+    fn halve(&self, model: &mut Model, half: &Half) -> Result<Quantized, Error> {
+        let ranges = match self.samples {
+            None => half::Ranges::new(),
+            Some(samples) => {
+                let steps = AtomicUsize::new(0);
+                let step = || (self.watch)("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
+                half::ranges(&model.graph, samples, &step)?
+            }
+        };
+        let done = half::convert(model, half, &ranges).map_err(|f| f.at("half precision"))?;
+        Ok(Quantized::half(done))
+    }
+
+    /// Weights and activations in integers, where they pay.
+    fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<Quantized, Error> {
+        let Self { target, options, watch, .. } = *self;
+        let smoothed = if options.effort == Effort::Fast { Vec::new() } else { smooth(graph, samples)? };
+        let program = Program::new(graph)?;
+        let steps = AtomicUsize::new(0);
+        let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
+        let calibration = calibrate(&program, &watched(graph), samples, &progress)?;
+        drop(program);
+        let seen = &calibration.seen;
+        let mut choices = plan::choices(seen, options.calibrator);
+        let candidates = Candidates::of(graph, target, &options.filter, seen);
+        let noise = match options.effort {
+            Effort::Fast => plan::noise(seen, &choices),
+            Effort::Balanced | Effort::Best => {
+                let (candidates, calibrator) = (&candidates.integer, options.calibrator);
+                let subject = sensitivity::Subject { graph, candidates, seen, calibrator, target };
+                subject.measure(&mut choices, samples, &|done, total| watch("measuring", done, total))?
+            }
+        };
+        let placement = placement::place(graph, target, candidates, seen, &noise);
+        let mut plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
+            .map_err(|f| f.at("solving scales and zero points"))?;
+        options.types.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
+        let mut quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
+        quantized.smoothed = smoothed;
+        let reference = graph.clone();
+        insert::insert(graph, &plan);
+        quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
+        if options.effort != Effort::Fast && options.types == Types::default() {
+            let step = tune::attempt("rounding", &reference, graph, samples, |graph| {
+                let progress = |done, total| watch("rounding", done, total);
+                quantized.layers =
+                    reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
+                Ok(())
+            })?;
+            quantized.steps.push(step);
+        }
+        Ok(quantized)
+    }
+}
