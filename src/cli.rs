@@ -11,6 +11,7 @@ mod ops;
 mod progress;
 mod run;
 mod shell;
+mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ struct Arguments {
 enum Command {
     /// Quantize a model.
     Compile(Box<compile::Compile>),
+    /// Quantize a model and train it.
+    Train(Box<train::Train>),
     /// Run a model on one set of inputs.
     Run(run::Run),
     /// Compare two models on the same samples.
@@ -84,6 +87,7 @@ pub fn run() -> ExitCode {
     console::start(arguments.message_format);
     let result = match arguments.command {
         Command::Compile(compile) => compile.run(),
+        Command::Train(train) => train.run(),
         Command::Run(run) => run.run(),
         Command::Compare(compare) => compare.run(),
         Command::Inspect(inspect) => inspect.run(),

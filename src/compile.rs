@@ -1,6 +1,7 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
 mod job;
+mod training;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -19,6 +20,8 @@ use crate::passes;
 use crate::quantize::{Target, half};
 use crate::report::Report;
 use crate::report::provenance::{self, Provenance};
+
+pub use self::training::{TrainOptions, train};
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
 pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);

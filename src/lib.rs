@@ -27,6 +27,7 @@ pub mod passes;
 pub mod proto;
 pub mod quantize;
 pub mod report;
+pub mod train;
 pub mod tune;
 
 pub use compile::compile;

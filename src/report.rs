@@ -76,6 +76,9 @@ pub struct Report {
     pub unchanged: bool,
     /// Closeness of each output to the original's on calibration samples.
     pub outputs: Vec<Closeness>,
+    /// What training did, if there was any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<crate::train::Training>,
 }
 
 /// What was quantized and what was not.
@@ -207,6 +210,7 @@ impl Report {
             files: Vec::new(),
             unchanged: false,
             outputs: Vec::new(),
+            training: None,
         }
     }
 
@@ -302,6 +306,7 @@ impl Report {
                 worst.value, worst.sqnr_db, worst.method
             );
         }
+        text.extend(self.training.iter().map(crate::train::Training::summary));
         let outputs: Vec<String> = self.outputs.iter().take(4).map(shown).collect();
         if !outputs.is_empty() {
             let more = self.outputs.len().saturating_sub(4);

@@ -16,6 +16,7 @@ const ROOMS: &[&str] = &[
     "compare",
     "quantize",
     "tune",
+    "train",
     "options",
     "report",
     "compile",

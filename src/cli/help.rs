@@ -4,7 +4,7 @@ use clap::Command;
 
 /// What commands are for, and which; those that are not named here come last.
 const GROUPS: &[(&str, &[&str])] = &[
-    ("Make", &["compile"]),
+    ("Make", &["compile", "train"]),
     ("Check", &["compare", "run", "explain"]),
     ("Look", &["inspect", "diff", "ops"]),
     ("Shell", &["completions", "man"]),

@@ -36,9 +36,9 @@ impl Job<'_> {
     pub fn run(&self, model: &mut Model, mode: Mode) -> Result<Quantized, Error> {
         let half = self.options.half(mode);
         match (mode, self.samples, half) {
-            (Mode::Static, Some(samples), None) => self.integers(&mut model.graph, samples),
+            (Mode::Static, Some(samples), None) => Ok(self.integers(&mut model.graph, samples)?.0),
             (Mode::Static, Some(samples), Some(half)) => {
-                let mut quantized = self.integers(&mut model.graph, samples)?;
+                let (mut quantized, _) = self.integers(&mut model.graph, samples)?;
                 passes::infer(&mut model.graph);
                 let rest = self.halve(model, &half)?;
                 if quantized.nodes.is_empty() {
@@ -100,8 +100,8 @@ impl Job<'_> {
         Ok(Quantized::half(done))
     }
 
-    /// Weights and activations in integers, where they pay.
-    fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<Quantized, Error> {
+    /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
+    pub fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<(Quantized, Graph), Error> {
         let Self { target, options, watch, .. } = *self;
         let smoothed = if options.effort == Effort::Fast { Vec::new() } else { smooth(graph, samples)? };
         let program = Program::new(graph)?;
@@ -129,7 +129,8 @@ impl Job<'_> {
         let reference = graph.clone();
         insert::insert(graph, &plan);
         quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
-        if options.effort != Effort::Fast && options.types == Types::default() {
+        let tuned = options.effort != Effort::Fast && options.types == Types::default();
+        if tuned && !quantized.nodes.is_empty() {
             let step = tune::attempt("rounding", &reference, graph, samples, |graph| {
                 let progress = |done, total| watch("rounding", done, total);
                 quantized.layers =
@@ -138,6 +139,6 @@ impl Job<'_> {
             })?;
             quantized.steps.push(step);
         }
-        Ok(quantized)
+        Ok((quantized, reference))
     }
 }

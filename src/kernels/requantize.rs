@@ -78,6 +78,58 @@ pub fn fake_quantize_slice(x: &mut [f32], scale: f32, zero_point: i32, min: i32,
     simd::run(Fake { x, scale, low: (min - zero_point) as f32, high: (max - zero_point) as f32 });
 }
 
+/// The way back through [`fake_quantize_slice`] of `x`, given `dy`: what passes to `x`, and the gradients by scale and
+/// zero point. Rounding is taken for the identity (the straight-through estimate); what was clipped passes nothing.
+pub fn fake_quantize_gradient(
+    (x, dy): (&[f32], &[f32]),
+    scale: f32,
+    zero_point: i32,
+    (min, max): (i32, i32),
+    dx: &mut [f32],
+) -> (f32, f32) {
+    let (low, high) = ((min - zero_point) as f32, (max - zero_point) as f32);
+    let (mut by_scale, mut by_zero) = (0f64, 0f64);
+    for ((x, dy), dx) in x.chunks(LANES * 64).zip(dy.chunks(LANES * 64)).zip(dx.chunks_mut(LANES * 64)) {
+        let mut sums = [[0f32; LANES]; 2];
+        simd::run(FakeBack { x, dy, dx, scale, low, high, sums: &mut sums });
+        by_scale += f64::from(sums[0].iter().sum::<f32>());
+        by_zero += f64::from(sums[1].iter().sum::<f32>());
+    }
+    (by_scale as f32, -scale * by_zero as f32)
+}
+
+const LANES: usize = 16;
+
+struct FakeBack<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    scale: f32,
+    low: f32,
+    high: f32,
+    /// Of `dy` times the error of rounding or the limit, and of `dy` where it was clipped.
+    sums: &'a mut [[f32; LANES]; 2],
+}
+
+impl Task for FakeBack<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, dy, dx, scale, low, high, sums } = self;
+        let [by_scale, by_zero] = sums;
+        for ((x, dy), dx) in x.chunks(LANES).zip(dy.chunks(LANES)).zip(dx.chunks_mut(LANES)) {
+            for (i, ((&x, &dy), dx)) in x.iter().zip(dy).zip(dx).enumerate() {
+                let v = x / scale;
+                let q = (limit(v, low, high) + ROUNDER) - ROUNDER;
+                // Half a step beyond the limits still rounds to them.
+                let inside = v >= low - 0.5 && v <= high + 0.5;
+                *dx = if inside { dy } else { 0.0 };
+                by_scale[i] += dy * if inside { q - v } else { q };
+                by_zero[i] += if inside { 0.0 } else { dy };
+            }
+        }
+    }
+}
+
 struct Quantize<'a, Q> {
     x: &'a [f32],
     scale: f32,

@@ -8,6 +8,7 @@ mod explain;
 mod inspect;
 mod run;
 mod shell;
+mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -70,6 +70,31 @@ pub fn saturating_channels(shape: &[usize], by_row: bool, quantized: &[i8]) -> (
     ((0..channels).filter(|&c| neighbours.offends(&channel(c))).count(), channels)
 }
 
+/// Cuts the pairs that can saturate, and nothing else; the scales stay.
+pub fn settle(shape: &[usize], axis: Option<usize>, quantized: &mut [i8]) {
+    let (Some(&first), Some(&last)) = (shape.first(), shape.last()) else { return };
+    let by_row = axis == Some(0);
+    let channels = if by_row { first } else { last };
+    if channels == 0 || quantized.is_empty() {
+        return;
+    }
+    let depth = quantized.len() / channels;
+    let window = if by_row { shape.iter().skip(2).product::<usize>().max(1) } else { 1 };
+    let neighbours = Neighbours { depth, window };
+    if neighbours.harmless() {
+        return;
+    }
+    let (start, step) = if by_row { (depth, 1) } else { (1, channels) };
+    for channel in 0..channels {
+        let at = |k: usize| channel * start + k * step;
+        let mut q: Vec<i8> = (0..depth).map(|k| quantized[at(k)]).collect();
+        while neighbours.offends(&q) {
+            neighbours.for_each(|a, b| cut(&mut q, a, b));
+        }
+        q.into_iter().enumerate().for_each(|(k, q)| quantized[at(k)] = q);
+    }
+}
+
 /// For each weight of an output channel, those whose sum with it some kernel forms; nothing where none does.
 pub fn partners(shape: &[usize], axis: Option<usize>) -> Vec<Vec<u32>> {
     let count: usize = shape.iter().product();

@@ -1,0 +1,105 @@
+//! Fewer bits than eight to start with: scales for fewer levels, by least squared error.
+
+use std::collections::BTreeSet;
+
+use super::student::{Kind, Student};
+use crate::calibrate::observer::Observers;
+use crate::calibrate::threshold::{Calibrator, Grid};
+use crate::error::Fault;
+use crate::ir::{Array, Graph, NodeId, ValueId};
+
+/// Shares of the greatest weight that are tried as the end of a channel's range, in fiftieths.
+const FIFTIETHS: std::ops::RangeInclusive<u16> = 15..=50;
+
+/// The float value that a quantized activation stands for in the graph that was quantized.
+fn original(student: &Student, reference: &Graph, quantize: NodeId) -> Option<ValueId> {
+    let graph = &student.quantized;
+    let same = |v: &ValueId| reference.has_value(*v) && reference.name(*v) == graph.name(*v);
+    let pairs = graph.uses(graph.output(quantize, 0)?);
+    let after = pairs.iter().filter_map(|u| graph.output(u.node, 0));
+    graph.input(quantize, 0).into_iter().chain(after).find(same)
+}
+
+impl Student {
+    /// Holds weights to `bits` bits.
+    pub fn narrow_weights(&mut self, bits: u32) -> Result<(), Fault> {
+        let high = (1 << (bits - 1)) - 1;
+        for index in 0..self.quantizers.len() {
+            let quantizer = self.quantizers[index].clone();
+            let Kind::Weight { real, .. } = quantizer.kind else { continue };
+            if quantizer.fake.low >= 0 {
+                continue;
+            }
+            self.limit(index, -high, high);
+            let weight = &self.parameters[real].start;
+            let values = weight.slice::<f32>()?;
+            let count = self.parameters[quantizer.scale].start.len();
+            let inner: usize = quantizer.fake.axis.map_or(1, |a| weight.shape()[a + 1..].iter().product());
+            let channel = |i: usize| if count == 1 { 0 } else { i / inner.max(1) % count };
+            let mut channels = vec![Vec::new(); count];
+            values.iter().enumerate().for_each(|(i, &w)| channels[channel(i)].push(w));
+            let scales: Vec<f32> = channels.iter().map(|c| least_error(c, high as f32)).collect();
+            let shape = self.parameters[quantizer.scale].start.shape().to_vec();
+            self.parameters[quantizer.scale].start = Array::new(&shape, scales)?;
+        }
+        Ok(())
+    }
+
+    /// Holds activations to `bits` bits, but for the graph's inputs and what a kernel fixes.
+    pub fn narrow_activations_to(
+        &mut self,
+        bits: u32,
+        reference: &Graph,
+        seen: &Observers<ValueId>,
+    ) -> Result<(), Fault> {
+        let levels = 1u32 << bits;
+        let mut solved = BTreeSet::new();
+        let outer: BTreeSet<usize> =
+            self.quantizers.iter().filter(|q| self.is_input(&q.kind)).map(|q| q.scale).collect();
+        for index in 0..self.quantizers.len() {
+            let quantizer = self.quantizers[index].clone();
+            let Kind::Activation(id) = quantizer.kind else { continue };
+            let fixed = !self.parameters[quantizer.scale].trained || quantizer.fake.low != 0;
+            if fixed || outer.contains(&quantizer.scale) {
+                continue;
+            }
+            if solved.insert(quantizer.scale) {
+                let Some(observer) = original(self, reference, id).and_then(|v| seen.get(v)) else {
+                    solved.remove(&quantizer.scale);
+                    continue;
+                };
+                let range = Calibrator::Mse.choose(&observer.histogram, Grid::asymmetric(levels)).range;
+                let scale = (range.hi - range.lo) / (levels - 1) as f32;
+                let scale = if scale.is_normal() { scale } else { 1.0 };
+                let zero = (-range.lo / scale).round_ties_even().clamp(0.0, (levels - 1) as f32);
+                let shape = self.parameters[quantizer.scale].start.shape().to_vec();
+                self.parameters[quantizer.scale].start = Array::new(&shape, vec![scale])?;
+                self.parameters[quantizer.zero].start = Array::scalar(zero);
+                self.parameters[quantizer.zero].role = super::student::Role::Zero(0, levels as i32 - 1);
+                self.parameters[quantizer.zero].trained = zero > 0.0 && zero < (levels - 1) as f32;
+            }
+            self.limit(index, 0, levels as i32 - 1);
+        }
+        Ok(())
+    }
+
+    fn is_input(&self, kind: &Kind) -> bool {
+        match kind {
+            Kind::Activation(id) => {
+                self.quantized.input(*id, 0).is_some_and(|v| self.quantized.inputs.contains(&v))
+            }
+            Kind::Weight { .. } => false,
+        }
+    }
+}
+
+/// The scale at which rounding to `-high..=high` loses least.
+fn least_error(weights: &[f32], high: f32) -> f32 {
+    let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
+    let error = |scale: f32| -> f64 {
+        let of = |&w: &f32| f64::from(w - (w / scale).round_ties_even().clamp(-high, high) * scale).powi(2);
+        weights.iter().map(of).sum()
+    };
+    let scales = FIFTIETHS.map(|n| largest * f32::from(n) / 50.0 / high).filter(|s| s.is_normal());
+    scales.map(|s| (error(s), s)).min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1.0, |(_, s)| s)
+}
