@@ -10,6 +10,7 @@ mod infer;
 mod linear;
 mod pad;
 mod pool;
+mod qat;
 mod upgrade;
 
 use crate::error::Error;
@@ -48,6 +49,9 @@ pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
     let graph = &mut model.graph;
     // Constants first: the patterns below look for weights in initializers.
     engine.until_quiet(graph, &[&fold::Constants, &clean::Identity, &clean::NoOp])?;
+    // What quantization-aware training left behind, before anything could fold it away.
+    engine.until_quiet(graph, &[&qat::QonnxDialect, &qat::QuantizedConstant, &qat::IntegerClip])?;
+    engine.until_quiet(graph, &[&qat::FoldIntoQuantized, &qat::IntegerBias])?;
     // x - c and x / c become sums and products, so that one pattern finds each affine map.
     engine.until_quiet(graph, &[&affine::SubtractConstant, &affine::DivideByConstant])?;
     engine.until_quiet(graph, &[&linear::FoldBatchNormalization, &linear::FoldScale, &linear::FoldShift])?;

@@ -1,0 +1,106 @@
+//! Models that were trained with quantization, as real exporters write them (`tests/data/qat_models.py`): what becomes of
+//! them computes what they computed, with the scales that they learned.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use ndarray::{ArrayD, Ix4};
+use ndarray_npy::NpzReader;
+use qonnx::interpret::Program;
+use qonnx::ir::{Array, DType, Graph, Model};
+use qonnx::{onnx, passes};
+
+/// The model after the passes, and those that were applied or refused.
+fn passed(name: &str) -> (Model, passes::Log) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/qat/{name}.onnx"));
+    let mut model = onnx::read(&path).unwrap().model;
+    passes::upgrade(&mut model, 17).unwrap();
+    let log = passes::run(&mut model, None).unwrap();
+    passes::check(&model, "the passes").unwrap();
+    (model, log)
+}
+
+/// How many nodes of each operator there are.
+fn operators(graph: &Graph) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    graph.nodes().for_each(|id| *counts.entry(graph.node(id).op_type.clone()).or_default() += 1);
+    counts
+}
+
+/// Elements of the output that differ by more than a hair, and the greatest difference.
+fn difference(name: &str, graph: &Graph) -> (f64, f32) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/qat/{name}.npz"));
+    let mut archive = NpzReader::new(File::open(path).unwrap()).unwrap();
+    let x: ndarray::Array<f32, Ix4> = archive.by_name("x").unwrap();
+    let y: ArrayD<f32> = archive.by_name("y").unwrap();
+    let inputs = [Array::from(x.into_dyn())];
+    let found = Program::new(graph).unwrap().run(&inputs).unwrap().remove(0);
+    assert_eq!(found.shape(), y.shape());
+    let pairs = found.slice::<f32>().unwrap().iter().zip(y.iter()).map(|(a, b)| (a - b).abs());
+    let size = y.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let differing = pairs.clone().filter(|d| *d > 1e-5 * size).count();
+    (differing as f64 / y.len() as f64, pairs.fold(0.0, f32::max))
+}
+
+/// Every weight of a Conv or Gemm is an integer constant behind DequantizeLinear.
+fn weights_are_integers(graph: &Graph) {
+    for id in graph.nodes().filter(|&id| ["Conv", "Gemm"].contains(&graph.node(id).op_type.as_str())) {
+        let (dequantize, _) = graph.producer(graph.input(id, 1).unwrap()).expect("a weight behind a node");
+        assert!(graph.node(dequantize).is("DequantizeLinear"));
+        assert_eq!(graph.constant_input(dequantize, 0).unwrap().dtype(), DType::I8);
+    }
+}
+
+#[test]
+fn pytorch_leaves_real_weights_behind_quantize_linear() {
+    let (model, _) = passed("torch_fake_quantize");
+    weights_are_integers(&model.graph);
+    let counts = operators(&model.graph);
+    // Input, two convolutions, the sum, the mean, the matrix product.
+    assert!(counts["QuantizeLinear"] <= 6, "{counts:?}");
+    let (share, worst) = difference("torch_fake_quantize", &model.graph);
+    assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
+}
+
+#[test]
+fn brevitas_clips_integers() {
+    let (model, _) = passed("brevitas_qcdq");
+    weights_are_integers(&model.graph);
+    let clips = model.graph.nodes().filter(|&id| model.graph.node(id).is("Clip"));
+    for clip in clips {
+        let x = model.graph.input(clip, 0).unwrap();
+        assert!(model.graph.ty(x).is_some_and(|t| t.dtype == DType::F32), "a Clip on integers is left");
+    }
+    let (share, worst) = difference("brevitas_qcdq", &model.graph);
+    assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
+}
+
+#[test]
+fn the_qonnx_dialect_is_lowered() {
+    let (model, log) = passed("brevitas_qonnx");
+    weights_are_integers(&model.graph);
+    let counts = operators(&model.graph);
+    assert!(!counts.contains_key("Quant"), "{counts:?}, {:?}", log.refused);
+    let (share, worst) = difference("brevitas_qonnx", &model.graph);
+    assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
+}
+
+#[test]
+fn symmetric_pairs_keep_their_scales_and_the_real_branch_stays_real() {
+    let (model, _) = passed("symmetric_residual");
+    weights_are_integers(&model.graph);
+    let counts = operators(&model.graph);
+    assert_eq!((counts["QuantizeLinear"], counts["Add"]), (3, 1), "{counts:?}");
+    let (share, worst) = difference("symmetric_residual", &model.graph);
+    assert!(share <= 0.02 && worst <= 1.01 * 120.0 / 127.0, "{share} {worst}");
+}
+
+#[test]
+fn normalization_goes_into_quantized_weights() {
+    let (model, _) = passed("norm_after_quantized");
+    weights_are_integers(&model.graph);
+    assert!(!operators(&model.graph).contains_key("BatchNormalization"));
+    let (share, worst) = difference("norm_after_quantized", &model.graph);
+    assert!(share <= 0.02 && worst <= 0.101, "{share} {worst}");
+}
