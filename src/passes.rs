@@ -9,6 +9,7 @@ mod fold;
 mod infer;
 mod linear;
 mod pad;
+mod parameters;
 mod pool;
 mod qat;
 mod upgrade;
@@ -45,7 +46,13 @@ pub struct Log {
 pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
     let mut engine =
         Engine { log: Log::default(), left: stop_after.unwrap_or(usize::MAX), version: opset(model) };
+    let weights = parameters::fix_weights(&mut model.graph);
     engine.log.warnings = infer(&mut model.graph);
+    if let Some(first) = weights.first() {
+        let text =
+            format!("{} inputs are weights with a value and become constants: `{first}`, …", weights.len());
+        engine.log.warnings.push(text);
+    }
     let graph = &mut model.graph;
     // Constants first: the patterns below look for weights in initializers.
     engine.until_quiet(graph, &[&fold::Constants, &clean::Identity, &clean::NoOp])?;

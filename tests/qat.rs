@@ -28,8 +28,8 @@ fn operators(graph: &Graph) -> BTreeMap<String, usize> {
     counts
 }
 
-/// Elements of the output that differ by more than a hair, and the greatest difference.
-fn difference(name: &str, graph: &Graph) -> (f64, f32) {
+/// The share of the output's elements that differ by more than this share of its largest, and the greatest difference.
+fn difference(name: &str, graph: &Graph, hair: f32) -> (f64, f32) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/qat/{name}.npz"));
     let mut archive = NpzReader::new(File::open(path).unwrap()).unwrap();
     let x: ndarray::Array<f32, Ix4> = archive.by_name("x").unwrap();
@@ -39,7 +39,7 @@ fn difference(name: &str, graph: &Graph) -> (f64, f32) {
     assert_eq!(found.shape(), y.shape());
     let pairs = found.slice::<f32>().unwrap().iter().zip(y.iter()).map(|(a, b)| (a - b).abs());
     let size = y.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let differing = pairs.clone().filter(|d| *d > 1e-5 * size).count();
+    let differing = pairs.clone().filter(|d| *d > hair * size).count();
     (differing as f64 / y.len() as f64, pairs.fold(0.0, f32::max))
 }
 
@@ -59,7 +59,7 @@ fn pytorch_leaves_real_weights_behind_quantize_linear() {
     let counts = operators(&model.graph);
     // Input, two convolutions, the sum, the mean, the matrix product.
     assert!(counts["QuantizeLinear"] <= 6, "{counts:?}");
-    let (share, worst) = difference("torch_fake_quantize", &model.graph);
+    let (share, worst) = difference("torch_fake_quantize", &model.graph, 1e-5);
     assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
 }
 
@@ -72,7 +72,7 @@ fn brevitas_clips_integers() {
         let x = model.graph.input(clip, 0).unwrap();
         assert!(model.graph.ty(x).is_some_and(|t| t.dtype == DType::F32), "a Clip on integers is left");
     }
-    let (share, worst) = difference("brevitas_qcdq", &model.graph);
+    let (share, worst) = difference("brevitas_qcdq", &model.graph, 1e-5);
     assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
 }
 
@@ -82,8 +82,10 @@ fn the_qonnx_dialect_is_lowered() {
     weights_are_integers(&model.graph);
     let counts = operators(&model.graph);
     assert!(!counts.contains_key("Quant"), "{counts:?}, {:?}", log.refused);
-    let (share, worst) = difference("brevitas_qonnx", &model.graph);
-    assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
+    // Brevitas computes with real biases; in 32 bits they are off by half a step of theirs at most, which moves few of
+    // the activations behind them by a step.
+    let (share, worst) = difference("brevitas_qonnx", &model.graph, 5e-3);
+    assert!(share <= 0.1 && worst < 0.02, "{share} {worst}");
 }
 
 #[test]
@@ -92,7 +94,7 @@ fn symmetric_pairs_keep_their_scales_and_the_real_branch_stays_real() {
     weights_are_integers(&model.graph);
     let counts = operators(&model.graph);
     assert_eq!((counts["QuantizeLinear"], counts["Add"]), (3, 1), "{counts:?}");
-    let (share, worst) = difference("symmetric_residual", &model.graph);
+    let (share, worst) = difference("symmetric_residual", &model.graph, 1e-5);
     assert!(share <= 0.02 && worst <= 1.01 * 120.0 / 127.0, "{share} {worst}");
 }
 
@@ -101,6 +103,6 @@ fn normalization_goes_into_quantized_weights() {
     let (model, _) = passed("norm_after_quantized");
     weights_are_integers(&model.graph);
     assert!(!operators(&model.graph).contains_key("BatchNormalization"));
-    let (share, worst) = difference("norm_after_quantized", &model.graph);
+    let (share, worst) = difference("norm_after_quantized", &model.graph, 1e-5);
     assert!(share <= 0.02 && worst <= 0.101, "{share} {worst}");
 }

@@ -16,6 +16,9 @@ pub struct Types {
     pub weight: DType,
 }
 
+/// How much wider than what was seen a 16-bit range is: 2 dB of the 90 or so that it has.
+const HEADROOM: f32 = 1.25;
+
 impl Default for Types {
     fn default() -> Self {
         Self { activation: DType::U8, weight: DType::I8 }
@@ -45,13 +48,17 @@ impl Types {
         }
     }
 
-    /// Gives a plan these types. With 65536 steps nothing is gained by clipping: ranges become those that were seen.
+    /// Gives a plan these types. With 65536 steps nothing is gained by clipping: ranges become those that were seen,
+    /// and [`HEADROOM`] more for samples that were not.
     pub fn apply(self, graph: &Graph, plan: &mut Plan, target: &Target) -> Result<(), Fault> {
         if self.activation != DType::U8 {
             for activation in plan.activations.values_mut() {
                 let (low, high) = activation.params.range();
                 let fixed = activation.why == "fixed by the kernel";
-                let (low, high) = if fixed { (low, high) } else { activation.seen };
+                let (low, high) = match (fixed, activation.seen) {
+                    (true, _) => (low, high),
+                    (false, (low, high)) => (low * HEADROOM, high * HEADROOM),
+                };
                 activation.params = QuantParams::asymmetric(low, high, self.activation);
             }
             plan.constants = weights::solve(graph, plan, target)?;
