@@ -6,6 +6,7 @@
 
 pub mod distance;
 pub mod layer;
+pub mod ranges;
 pub mod reconstruct;
 pub mod rounding;
 pub mod sensitivity;
@@ -20,10 +21,10 @@ use self::distance::{Distance, judged, mean_ratio};
 use crate::calibrate::read::Samples;
 use crate::error::Error;
 use crate::interpret::Program;
-use crate::ir::{Graph, ValueId};
+use crate::ir::{Array, Graph, ValueId};
 
 /// Samples on which steps are judged, at most.
-const JUDGING: usize = 16;
+const JUDGING: usize = 32;
 
 /// What a step of tuning did.
 #[derive(Debug, Clone, Serialize)]
@@ -40,46 +41,72 @@ pub struct Step {
     pub seconds: f64,
 }
 
-/// Noise over signal at the outputs of `quantized`, which was made from `reference`.
-pub fn noise(reference: &Graph, quantized: &Graph, samples: &Samples) -> Result<f64, Error> {
-    let (float, integer) = (Program::new(reference)?, Program::new(quantized)?);
-    let parts: Vec<ValueId> = judged(reference).into_iter().filter(|&v| quantized.has_value(v)).collect();
-    let count = samples.len().min(JUDGING);
-    let distances: Vec<Vec<Distance>> = (0..count)
-        .into_par_iter()
-        .map(|i| {
-            let inputs = samples.load(i * samples.len() / count)?;
-            let (wanted, found) = (float.values(&inputs, &parts)?, integer.values(&inputs, &parts)?);
-            let mut distances = vec![Distance::default(); parts.len()];
-            for ((distance, wanted), found) in distances.iter_mut().zip(&wanted).zip(&found) {
-                wanted.iter().for_each(|w| distance.add(w, found.as_ref()));
-            }
-            Ok(distances)
-        })
-        .collect::<Result<_, Error>>()?;
-    let mut totals = vec![Distance::default(); parts.len()];
-    distances.iter().for_each(|d| totals.iter_mut().zip(d).for_each(|(total, d)| total.merge(d)));
-    Ok(mean_ratio(&totals))
+/// What the outputs should be, to judge quantized graphs by.
+pub struct Judge<'a> {
+    samples: &'a Samples,
+    parts: Vec<ValueId>,
+    /// Index of a sample and the parts of the outputs there.
+    wanted: Vec<(usize, Vec<Option<Array>>)>,
 }
 
-/// Changes a quantized graph, and takes the change back if the outputs are not closer to those of `reference`.
-pub fn attempt(
-    name: &'static str,
-    reference: &Graph,
-    quantized: &mut Graph,
-    samples: &Samples,
-    change: impl FnOnce(&mut Graph) -> Result<(), Error>,
-) -> Result<Step, Error> {
-    let started = Instant::now();
-    let before = noise(reference, quantized, samples)?;
-    let backup = quantized.clone();
-    change(quantized)?;
-    let after = noise(reference, quantized, samples)?;
-    let kept = after < before;
-    if !kept {
-        *quantized = backup;
+impl<'a> Judge<'a> {
+    /// Runs the float graph on some of the samples.
+    pub fn new(reference: &Graph, samples: &'a Samples) -> Result<Self, Error> {
+        let (program, parts) = (Program::new(reference)?, judged(reference));
+        let count = samples.len().min(JUDGING);
+        let wanted = (0..count).into_par_iter().map(|i| {
+            let index = i * samples.len() / count;
+            Ok((index, program.values(&samples.load(index)?, &parts)?))
+        });
+        Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts })
     }
-    let db = |ratio: f64| -10.0 * libm::log10(ratio.max(1e-20));
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(Step { name, before_db: db(before), after_db: db(after), kept, seconds })
+
+    /// Noise over signal at the outputs of a graph that was made from the float graph.
+    pub fn noise(&self, quantized: &Graph) -> Result<f64, Error> {
+        let program = Program::new(quantized)?;
+        // A part that the integer graph no longer has is not judged.
+        let here: Vec<usize> =
+            (0..self.parts.len()).filter(|&i| quantized.has_value(self.parts[i])).collect();
+        let parts: Vec<ValueId> = here.iter().map(|&i| self.parts[i]).collect();
+        let measure = |(index, wanted): &(usize, Vec<Option<Array>>)| {
+            let found = program.values(&self.samples.load(*index)?, &parts)?;
+            let mut distances = vec![Distance::default(); parts.len()];
+            for ((distance, &part), found) in distances.iter_mut().zip(&here).zip(&found) {
+                wanted[part].iter().for_each(|w| distance.add(w, found.as_ref()));
+            }
+            Ok(distances)
+        };
+        let distances = self.wanted.par_iter().map(measure).collect::<Result<Vec<_>, Error>>()?;
+        let mut totals = vec![Distance::default(); parts.len()];
+        distances.iter().for_each(|d| totals.iter_mut().zip(d).for_each(|(total, d)| total.merge(d)));
+        Ok(mean_ratio(&totals))
+    }
+
+    /// Changes a quantized graph, and takes the change back if the outputs do not become closer.
+    pub fn attempt(
+        &self,
+        name: &'static str,
+        quantized: &mut Graph,
+        change: impl FnOnce(&mut Graph) -> Result<(), Error>,
+    ) -> Result<Step, Error> {
+        let started = Instant::now();
+        let before = self.noise(quantized)?;
+        let backup = quantized.clone();
+        change(quantized)?;
+        let after = self.noise(quantized)?;
+        let kept = after < before;
+        if !kept {
+            *quantized = backup;
+        }
+        Ok(Step::new(name, (before, after), kept, started))
+    }
+}
+
+impl Step {
+    /// A step that changed noise over signal from the one to the other.
+    pub fn new(name: &'static str, (before, after): (f64, f64), kept: bool, started: Instant) -> Self {
+        let db = |ratio: f64| -10.0 * libm::log10(ratio.max(1e-20));
+        let seconds = started.elapsed().as_secs_f64();
+        Self { name, before_db: db(before), after_db: db(after), kept, seconds }
+    }
 }

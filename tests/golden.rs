@@ -64,7 +64,7 @@ fn quantize(model: &mut Model) -> String {
     for seed in 0..3 {
         let mut watch = |id, array: &Array| {
             if let Ok(values) = array.slice::<f32>() {
-                seen.observe(id, values);
+                seen.observe(id, values, 0);
             }
         };
         program.run_as_far_as_possible(&inputs(graph, seed), &mut watch).unwrap();

@@ -11,20 +11,29 @@ pub struct Observer {
     pub histogram: Histogram,
     /// How many tensors were seen.
     pub batches: u64,
+    /// The highest value and the first sample that holds it.
+    pub highest: Option<(f32, usize)>,
 }
 
 impl Observer {
-    /// Takes in one more tensor, whatever its shape.
-    pub fn observe(&mut self, values: &[f32]) {
+    /// Takes in one more tensor, whatever its shape, of this sample.
+    pub fn observe(&mut self, values: &[f32], sample: usize) {
         self.histogram.record(values);
         self.batches += 1;
+        self.highest = higher(self.highest, self.histogram.extremes().map(|(_, max)| (max, sample)));
     }
 
     /// Takes in all that `other` saw.
     pub fn merge(&mut self, other: &Observer) {
         self.histogram.merge(&other.histogram);
         self.batches += other.batches;
+        self.highest = higher(self.highest, other.highest);
     }
+}
+
+/// The higher value; of equal ones that of the earlier sample.
+fn higher(a: Option<(f32, usize)>, b: Option<(f32, usize)>) -> Option<(f32, usize)> {
+    [a, b].into_iter().flatten().reduce(|a, b| if b.0 > a.0 || (b.0 == a.0 && b.1 < a.1) { b } else { a })
 }
 
 /// Observers of the watched values, by the id of the value.
@@ -44,10 +53,10 @@ impl<K: Ord + Copy> Observers<K> {
         self.0.contains_key(&key)
     }
 
-    /// Shows a tensor to the observer of `key`; ignored if nobody watches.
-    pub fn observe(&mut self, key: K, values: &[f32]) {
+    /// Shows a tensor of a sample to the observer of `key`; ignored if nobody watches.
+    pub fn observe(&mut self, key: K, values: &[f32], sample: usize) {
         if let Some(observer) = self.0.get_mut(&key) {
-            observer.observe(values);
+            observer.observe(values, sample);
         }
     }
 
@@ -76,25 +85,25 @@ mod tests {
     #[test]
     fn unwatched_values_leave_no_trace() {
         let mut table = Observers::watching([1u32, 2]);
-        table.observe(3, &[1.0]);
+        table.observe(3, &[1.0], 0);
         assert!(!table.watches(3) && table.get(3).is_none());
         assert_eq!(table, Observers::watching([2, 1]));
     }
 
     #[test]
     fn threads_give_what_one_thread_gives() {
-        let tensors: Vec<(u32, Vec<f32>)> =
-            (0..40u32).map(|i| (i % 3, (0..50).map(|j| (i * j) as f32 - 70.0).collect())).collect();
+        let numbers = |i: u32| (0..50).map(|j| (i % 20 * j) as f32 - 70.0).collect();
+        let tensors: Vec<(u32, Vec<f32>)> = (0..40).map(|i| (i % 3, numbers(i))).collect();
         let empty = Observers::watching([0, 1]);
-        let run = |part: &[(u32, Vec<f32>)]| {
+        let run = |samples: std::ops::Range<usize>| {
             let mut table = empty.clone();
-            part.iter().for_each(|(key, values)| table.observe(*key, values));
+            samples.for_each(|i| table.observe(tensors[i].0, &tensors[i].1, i));
             table
         };
-        let (first, second) = tensors.split_at(13);
-        let mut merged = run(second);
-        merged.merge(run(first));
-        assert_eq!(merged, run(&tensors));
+        let mut merged = run(13..40);
+        merged.merge(run(0..13));
+        assert_eq!(merged, run(0..40));
+        assert_eq!(merged.get(0).unwrap().highest, Some((19.0 * 49.0 - 70.0, 39)));
         assert_eq!(merged.iter().map(|(key, o)| (key, o.batches)).collect::<Vec<_>>(), [(0, 14), (1, 13)]);
     }
 }

@@ -46,7 +46,7 @@ pub fn calibrate(
                     if let Array::F32(values) = array
                         && let Some(values) = values.as_slice()
                     {
-                        table.observe(id, values);
+                        table.observe(id, values, index);
                     }
                 })?;
                 problem = problem.or(missed.map(|error| (index, error)));

@@ -13,11 +13,18 @@ use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
 use crate::quantize::weight_only::blocked::Algorithm;
 use crate::quantize::weight_only::{self, Storage, gptq};
-use crate::quantize::{Half, Plan, Target, Types, dynamic, half, insert, placement, plan};
+use crate::quantize::{
+    Half, Plan, Target, Types, dynamic, half, insert,
+    placement::{self, Placement},
+    plan,
+};
 use crate::report::Quantized;
+use crate::tune::Judge;
+use crate::tune::distance::judged;
+use crate::tune::ranges::{self, Choices};
 use crate::tune::reconstruct::reconstruct;
+use crate::tune::sensitivity::Subject;
 use crate::tune::smooth::smooth;
-use crate::tune::{self, sensitivity};
 
 /// What a mode works with.
 pub struct Job<'a> {
@@ -107,31 +114,51 @@ impl Job<'_> {
         let program = Program::new(graph)?;
         let steps = AtomicUsize::new(0);
         let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
-        let calibration = calibrate(&program, &watched(graph), samples, &progress)?;
+        let mut values = watched(graph);
+        if options.effort != Effort::Fast {
+            values.extend(judged(graph));
+        }
+        let calibration = calibrate(&program, &values, samples, &progress)?;
         drop(program);
         let seen = &calibration.seen;
-        let mut choices = plan::choices(seen, options.calibrator);
+        let choices = plan::choices(seen, options.calibrator);
         let candidates = Candidates::of(graph, target, &options.filter, seen);
-        let noise = match options.effort {
-            Effort::Fast => plan::noise(seen, &choices),
+        let solve = |placement: &Placement, choices: &Choices| {
+            let mut plan = Plan::solve(graph, placement.clone(), seen, choices, options.calibrator, target)
+                .map_err(|f| f.at("solving scales and zero points"))?;
+            options.types.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
+            Ok::<_, Error>(plan)
+        };
+        let mut tuned = Vec::new();
+        let (plan, judge) = match options.effort {
+            Effort::Fast => {
+                let noise = plan::noise(seen, &choices);
+                (solve(&placement::place(graph, target, candidates, seen, &noise), &choices)?, None)
+            }
             Effort::Balanced | Effort::Best => {
-                let (candidates, calibrator) = (&candidates.integer, options.calibrator);
-                let subject = sensitivity::Subject { graph, candidates, seen, calibrator, target };
-                subject.measure(&mut choices, samples, &|done, total| watch("measuring", done, total))?
+                let integer = &candidates.integer;
+                let subject =
+                    Subject { graph, candidates: integer, seen, calibrator: options.calibrator, target };
+                let measured =
+                    subject.measure(&choices, samples, &|done, total| watch("measuring", done, total))?;
+                let judge = Judge::new(graph, samples)?;
+                let (_, noise) = measured.pick(ranges::LEAST_NOISE);
+                let placement = placement::place(graph, target, candidates, seen, &noise);
+                let (plan, step) =
+                    ranges::choose(graph, &judge, &measured, &choices, |c| solve(&placement, c))?;
+                tuned.push(step);
+                (plan, Some(judge))
             }
         };
-        let placement = placement::place(graph, target, candidates, seen, &noise);
-        let mut plan = Plan::solve(graph, placement, seen, &choices, options.calibrator, target)
-            .map_err(|f| f.at("solving scales and zero points"))?;
-        options.types.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
         let mut quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
-        quantized.smoothed = smoothed;
+        (quantized.smoothed, quantized.steps) = (smoothed, tuned);
         let reference = graph.clone();
         insert::insert(graph, &plan);
         quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
-        let tuned = options.effort != Effort::Fast && options.types == Types::default();
-        if tuned && !quantized.nodes.is_empty() {
-            let step = tune::attempt("rounding", &reference, graph, samples, |graph| {
+        if let Some(judge) =
+            judge.filter(|_| options.types == Types::default() && !quantized.nodes.is_empty())
+        {
+            let step = judge.attempt("rounding", graph, |graph| {
                 let progress = |done, total| watch("rounding", done, total);
                 quantized.layers =
                     reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;

@@ -4,9 +4,10 @@
 //! integer world returns, be it a float operator, a graph output or a body. A value that comes from the float world
 //! keeps its float readers; only its integer readers read the pair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::activation_slots;
+use super::placement::is_sandwiched;
 use super::plan::{Activation, Plan};
 use super::weights::Constant;
 use crate::interpret::node_label;
@@ -17,6 +18,7 @@ use crate::passes::node;
 
 /// Writes the plan into the graph it was made for.
 pub fn insert(graph: &mut Graph, plan: &Plan) {
+    let guarded = guarded(graph, plan);
     let mut writer = Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new() };
     for (&id, clamp) in &plan.absorbed {
         writer.absorb(id, *clamp);
@@ -30,7 +32,7 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
         match producer.filter(|p| plan.placement.integer.contains_key(p)) {
             Some(_) => writer.leave(value, activation),
             None => {
-                entered.insert(value, writer.enter(value, activation));
+                entered.insert(value, writer.enter(value, activation, guarded.contains(&value)));
             }
         }
     }
@@ -48,6 +50,18 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
             writer.constant(id, *slot, constant, bias);
         }
     }
+}
+
+/// The values through which operators that must stay float (`--exclude`) enter the integer world straight from it.
+fn guarded(graph: &Graph, plan: &Plan) -> BTreeSet<ValueId> {
+    let integer = |id: NodeId| plan.placement.integer.contains_key(&id);
+    let float = graph.nodes().filter(|&id| is_sandwiched(graph, id, &integer));
+    let outputs = float.filter_map(|id| {
+        let output = graph.output(id, 0)?;
+        let reader = graph.only_use(output).map(|u| u.node).filter(|&n| !integer(n));
+        reader.map_or(Some(output), |clamp| graph.output(clamp, 0))
+    });
+    outputs.collect()
 }
 
 struct Writer<'a> {
@@ -112,13 +126,22 @@ impl Writer<'_> {
         self.pair(&name, raw, value, activation.params, rank);
     }
 
-    /// The value comes from the float world; returns what its integer readers read.
-    fn enter(&mut self, value: ValueId, activation: &Activation) -> ValueId {
+    /// The value comes from the float world; returns what its integer readers read. With a guard, a Max of one value
+    /// stands in front of the pair: nothing is computed, but ONNX Runtime no longer takes the operator for a quantized one.
+    fn enter(&mut self, value: ValueId, activation: &Activation, guard: bool) -> ValueId {
         let name = self.graph.name(value).to_string();
         let ty = self.graph.ty(value).cloned();
-        let pair = self.graph.add_fresh(&format!("{name}_dequantized"), Value { ty, ..Value::default() });
         let rank = self.graph.producer(value).map_or(0, |(p, _)| self.graph.node(p).rank);
-        self.pair(&name, value, pair, activation.params, rank);
+        let mut from = value;
+        if guard {
+            let hint = format!("{name}_guarded");
+            from = self.graph.add_fresh(&hint, Value { ty: ty.clone(), ..Value::default() });
+            let mut max = node("Max", format!("{name}_Guard"), vec![], 1);
+            max.rank = rank;
+            self.graph.add_node(max, &[Some(value)], &[Some(from)]);
+        }
+        let pair = self.graph.add_fresh(&format!("{name}_dequantized"), Value { ty, ..Value::default() });
+        self.pair(&name, from, pair, activation.params, rank);
         pair
     }
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::candidate::{Candidate, Candidates, elements};
 use super::target::Target;
 use crate::calibrate::observer::Observers;
-use crate::ir::{Graph, NodeId, Port, Rule, ValueId};
+use crate::ir::{DType, Graph, NodeId, Port, Rule, ValueId};
 
 /// The outcome for every node.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +53,12 @@ pub fn place(
             .filter(|c| matches!(c.rule, Rule::Clamp { .. }) && clamped(graph, c, &candidates).is_none())
             .map(|c| c.id)
             .collect();
-        if lost.is_empty() {
+        let between = sandwiched(graph, &candidates, &integer);
+        for id in &between {
+            // Never cheaper than this: the runtime computes it in integers whatever we say.
+            candidates.entry(*id).and_modify(|c| c.float_cost = f64::INFINITY);
+        }
+        if lost.is_empty() && between.is_empty() {
             for (id, found) in candidates {
                 match integer.contains(&id) {
                     true => placement.integer.insert(id, found).is_none(),
@@ -78,6 +83,36 @@ pub fn clamped(graph: &Graph, clamp: &Candidate, candidates: &BTreeMap<NodeId, C
     matches!(rule, Rule::Contraction { .. } | Rule::Arithmetic(_)).then_some(producer)
 }
 
+/// Float operators with a constant weight between integers on either side, perhaps with a clamp behind them. ONNX
+/// Runtime quantizes the weights of such operators itself, with one scale for all channels; then we do better.
+fn sandwiched(
+    graph: &Graph,
+    candidates: &BTreeMap<NodeId, Candidate>,
+    integer: &BTreeSet<NodeId>,
+) -> Vec<NodeId> {
+    let float = candidates.keys().copied().filter(|id| !integer.contains(id));
+    float.filter(|&id| is_sandwiched(graph, id, &|id| integer.contains(&id))).collect()
+}
+
+/// Does the node stand between integer nodes so that ONNX Runtime quantizes its float weight (`WeightBiasQuantization`)?
+pub fn is_sandwiched(graph: &Graph, id: NodeId, integer: &dyn Fn(NodeId) -> bool) -> bool {
+    if !["Conv", "ConvTranspose", "Gemm"].iter().any(|op| graph.node(id).is(op)) {
+        return false;
+    }
+    let made = graph.input(id, 0).and_then(|x| graph.producer(x)).is_some_and(|(p, _)| integer(p));
+    let weight = graph.constant_input(id, 1).is_some_and(|w| w.dtype() == DType::F32);
+    let Some(mut output) = graph.output(id, 0).filter(|_| made && weight) else { return false };
+    if let Some(usage) = graph.only_use(output)
+        && ["Relu", "Clip"].iter().any(|op| graph.node(usage.node).is(op))
+        && !integer(usage.node)
+        && let Some(clamped) = graph.output(usage.node, 0)
+    {
+        output = clamped;
+    }
+    let uses = graph.uses(output);
+    !uses.is_empty() && !graph.is_output(output) && uses.iter().all(|u| integer(u.node))
+}
+
 /// The set of integer nodes of least total cost.
 fn cheapest(
     graph: &Graph,
@@ -92,7 +127,7 @@ fn cheapest(
     let vertex: BTreeMap<NodeId, usize> = candidates.keys().map(|&id| (id, network.vertex())).collect();
     let values: BTreeSet<ValueId> =
         candidates.values().flat_map(|c| c.activations.iter().chain(&c.outputs)).copied().collect();
-    let whole: f64 = candidates.values().map(|c| c.float_cost).sum();
+    let whole: f64 = candidates.values().map(|c| c.float_cost).filter(|c| c.is_finite()).sum();
     for (id, c) in candidates {
         // Ties go to integer: less memory traffic, and one more operator that is counted as quantized.
         network.edge(INTEGER, vertex[id], c.float_cost * 1.0001);

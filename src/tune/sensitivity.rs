@@ -1,4 +1,4 @@
-//! What each quantized value and each weight alone does to the outputs, and which range of a value does least.
+//! What each quantized value and each weight alone does to the outputs, with each range that it could have.
 //!
 //! A few samples are run once, all values kept. Then each value in turn is rounded to 8 bits and what depends on it is
 //! computed again: half of the graph on average. The noise that arrives at the outputs is what the placement weighs
@@ -22,15 +22,13 @@ use crate::quantize::candidate::Candidate;
 use crate::quantize::placement::Noise;
 use crate::quantize::{Target, plan, weights};
 
-/// At most this many samples are run.
+/// At least and at most this many samples are run.
+const LEAST: usize = 2;
 const MOST: usize = 4;
 /// Runs of the graph that may be spent for each calibration sample.
 const RUNS_A_SAMPLE: f64 = 1.5;
 /// Ranges that differ by less than this share are not worth telling apart.
 const ALIKE: f32 = 0.02;
-/// Another range must lower the noise to below this share.
-const WORTHWHILE: f64 = 0.9;
-
 /// The graph, what was seen of its values, and what may become integer.
 pub struct Subject<'a> {
     /// The graph to be quantized.
@@ -56,37 +54,73 @@ enum Trial {
     Weight(NodeId, ValueId, Array),
 }
 
+/// The noise that each trial brings to the outputs, over signal.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// Of each value, with each range that was tried; the widest first.
+    values: BTreeMap<ValueId, Vec<(Option<Choice>, f64)>>,
+    /// Of the weight of each node.
+    weights: BTreeMap<NodeId, f64>,
+}
+
+impl Measured {
+    /// The range of each value and its noise: the widest, unless another has less noise than this share of it. With 0 no
+    /// value is clipped.
+    pub fn pick(&self, share: f64) -> (BTreeMap<ValueId, Choice>, Noise) {
+        let mut choices = BTreeMap::new();
+        let mut noise = Noise { weights: self.weights.clone(), ..Noise::default() };
+        for (&id, tried) in &self.values {
+            let better =
+                |a: (Option<Choice>, f64), b: (Option<Choice>, f64)| if b.1 < a.1 * share { b } else { a };
+            if let Some((choice, ratio)) = tried.iter().copied().reduce(better) {
+                noise.values.insert(id, ratio);
+                choices.extend(choice.map(|c| (id, c)));
+            }
+        }
+        (choices, noise)
+    }
+}
+
 impl Subject<'_> {
-    /// Measures every candidate on a few samples. Where another range of a value serves the outputs better than the one
-    /// in `choices`, it takes its place there.
+    /// Measures every candidate on a few samples. `choices` are the ranges that suit each value by itself.
     pub fn measure(
         &self,
-        choices: &mut BTreeMap<ValueId, Choice>,
+        choices: &BTreeMap<ValueId, Choice>,
         samples: &Samples,
         progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<Noise, Error> {
+    ) -> Result<Measured, Error> {
         let mut trials = self.values(choices);
         trials.extend(self.weights(choices));
         let allowed = RUNS_A_SAMPLE * samples.len() as f64 / (trials.len() as f64 / 2.0).max(1.0);
-        let count = (allowed as usize).clamp(1, MOST).min(samples.len());
-        let noises = run(self.graph, &trials, samples, count, progress)?;
-        let mut noise = Noise::default();
-        for (trial, ratio) in trials.iter().zip(noises) {
+        let picked = self.picked((allowed as usize).clamp(LEAST, MOST), samples.len());
+        let ratios = run(self.graph, &trials, samples, &picked, progress)?;
+        let mut measured = Measured::default();
+        for (trial, ratio) in trials.iter().zip(ratios) {
             match trial {
-                Trial::Weight(node, ..) => drop(noise.weights.insert(*node, ratio * AFTER_ROUNDING)),
-                Trial::Value(id, _, choice) => {
-                    let known = noise.values.get(id).copied();
-                    if known.is_none_or(|known| ratio < known * WORTHWHILE) {
-                        noise.values.insert(*id, ratio);
-                        choices.extend(choice.map(|c| (*id, c)));
-                    }
-                }
+                Trial::Weight(node, ..) => drop(measured.weights.insert(*node, ratio * AFTER_ROUNDING)),
+                Trial::Value(id, _, choice) => measured.values.entry(*id).or_default().push((*choice, ratio)),
             }
         }
-        Ok(noise)
+        Ok(measured)
     }
 
-    /// Every value that may get parameters of its own, with the ranges to try; the present one first.
+    /// Which samples to run: half of them those in which the outputs are highest, for there the detector detects and the
+    /// classifier is sure, and clipping would show; the others evenly over all.
+    fn picked(&self, count: usize, samples: usize) -> Vec<usize> {
+        let highest = judged(self.graph).into_iter().rev();
+        let highest = highest.filter_map(|v| self.seen.get(v)?.highest).map(|(_, index)| index);
+        let mut picked: Vec<usize> = Vec::new();
+        let mut take = |index: usize, most: usize| {
+            if picked.len() < most && index < samples && !picked.contains(&index) {
+                picked.push(index);
+            }
+        };
+        highest.for_each(|index| take(index, count / 2));
+        (0..count).for_each(|i| take(i * samples / count, count));
+        picked
+    }
+
+    /// Every value that may get parameters of its own, with the ranges to try.
     fn values(&self, choices: &BTreeMap<ValueId, Choice>) -> Vec<Trial> {
         let (mut values, mut moved, mut clamped) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for c in self.candidates.values() {
@@ -113,16 +147,17 @@ impl Subject<'_> {
         trials
     }
 
-    /// Ranges of a value that differ enough to be told apart, beginning with `first`.
-    fn ranges(&self, id: ValueId, first: Choice) -> Vec<Choice> {
-        let mut ranges = vec![first];
-        if let (Calibrator::Auto, Some(observer)) = (self.calibrator, self.seen.get(id)) {
-            for method in [Calibrator::MinMax, Calibrator::Percentile(99.999), Calibrator::Percentile(99.99)]
-            {
-                let other = method.choose(&observer.histogram, Grid::asymmetric(256));
-                if !ranges.iter().any(|r| alike(r, &other)) {
-                    ranges.push(other);
-                }
+    /// Ranges of a value that differ enough to be told apart, the widest first; `own` suits the value by itself.
+    fn ranges(&self, id: ValueId, own: Choice) -> Vec<Choice> {
+        let (Calibrator::Auto, Some(observer)) = (self.calibrator, self.seen.get(id)) else {
+            return vec![own];
+        };
+        let methods = [Calibrator::MinMax, Calibrator::Percentile(99.999), Calibrator::Percentile(99.99)];
+        let choose = |m: Calibrator| m.choose(&observer.histogram, Grid::asymmetric(256));
+        let mut ranges: Vec<Choice> = Vec::new();
+        for choice in methods.into_iter().map(choose).chain([own]) {
+            if !ranges.iter().any(|r| alike(r, &choice)) {
+                ranges.push(choice);
             }
         }
         ranges
@@ -149,19 +184,19 @@ fn alike(a: &Choice, b: &Choice) -> bool {
     (a.range.hi - b.range.hi).abs() <= ALIKE * width && (a.range.lo - b.range.lo).abs() <= ALIKE * width
 }
 
-/// The noise over signal that each trial brings to the outputs, over `count` of the samples.
+/// The noise over signal that each trial brings to the outputs, over the samples of these indices.
 fn run(
     graph: &Graph,
     trials: &[Trial],
     samples: &Samples,
-    count: usize,
+    picked: &[usize],
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Vec<f64>, Error> {
     let (program, judged) = (Program::new(graph)?, judged(graph));
     let mut totals = vec![vec![Distance::default(); judged.len()]; trials.len()];
     let done = AtomicUsize::new(0);
-    for index in 0..count {
-        let trace = program.trace(&samples.load(index * samples.len() / count)?)?;
+    for &index in picked {
+        let trace = program.trace(&samples.load(index)?)?;
         totals.par_iter_mut().zip(trials).try_for_each(|(total, trial)| {
             // A sample may not reach a value: then it says nothing about it.
             if let Some(change) = change(&program, &trace, trial) {
@@ -171,7 +206,7 @@ fn run(
                     wanted.iter().for_each(|w| distance.add(w, found.as_ref()));
                 }
             }
-            progress(1 + done.fetch_add(1, Ordering::Relaxed), trials.len() * count);
+            progress(1 + done.fetch_add(1, Ordering::Relaxed), trials.len() * picked.len());
             Ok::<_, Error>(())
         })?;
     }
