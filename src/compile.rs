@@ -17,7 +17,7 @@ use crate::ir::{Graph, Model};
 use crate::onnx;
 use crate::options::{Mode, Options};
 use crate::passes;
-use crate::quantize::{Target, half};
+use crate::quantize::{Target, Types, half};
 use crate::report::Report;
 use crate::report::provenance::{self, Provenance};
 
@@ -37,7 +37,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         (Mode::Auto, None) => Mode::WeightOnly,
         (mode, _) => mode,
     };
-    let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+    let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+    target.rescaling &= options.types == Types::default();
     options.types.check(&target).map_err(|f| f.at("--mode static"))?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);

@@ -62,6 +62,7 @@ pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
     // x - c and x / c become sums and products, so that one pattern finds each affine map.
     engine.until_quiet(graph, &[&affine::SubtractConstant, &affine::DivideByConstant])?;
     engine.until_quiet(graph, &[&linear::FoldBatchNormalization, &linear::FoldScale, &linear::FoldShift])?;
+    engine.until_quiet(graph, &[&linear::HardSigmoidToClip])?;
     // After folding: a bias that a MatMul gained is an Add again, and with it becomes a Gemm.
     engine.until_quiet(graph, &[&linear::MatMulAddToGemm, &pad::PadIntoConvolution, &pool::SpatialMean])?;
     engine.until_quiet(graph, &[&fold::Constants, &clean::Dead])?;

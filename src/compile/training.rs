@@ -106,7 +106,9 @@ fn post_training(input: &Path, options: &Options, watch: Watch) -> Result<Start,
     report.files.clone_from(&provenance.files);
     let mut model = source.model;
     let original = model.graph.clone();
-    let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+    let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+    // What is trained is the scale of a QuantizeLinear and its DequantizeLinear at once.
+    target.rescaling = false;
     passes::upgrade(&mut model, target.opset)?;
     report.passes(passes::run(&mut model, options.stop_after)?);
     passes::check(&model, "the passes")?;

@@ -206,6 +206,13 @@ pub enum Rule {
         /// Upper bound (`inf`: none).
         high: f32,
     },
+    /// The input in this slot times a positive number: the same integers with another scale.
+    Rescale {
+        /// Where the input is; the number is in the other slot.
+        slot: usize,
+        /// The number.
+        factor: f32,
+    },
 }
 
 /// Which inputs of an arithmetic operator are quantized.

@@ -4,6 +4,7 @@
 //! `z = (s·W)·x + (s·b + t)`. BatchNormalization at inference is `s = γ / √(σ² + ε)`, `t = β - s·μ`; a product or a
 //! sum with a constant is the same with `t = 0` or `s = 1`. Coefficients are computed in `f64`.
 
+mod gate;
 mod weights;
 
 use super::{Rewrite, node};
@@ -11,6 +12,8 @@ use crate::interpret::node_label;
 use crate::ir::{Array, DType, Edit, Graph, NodeId, Operand, Refusal, Tensor, TensorType, ValueId};
 use crate::ops::normalize::BatchNormalization;
 use weights::Linear;
+
+pub use gate::HardSigmoidToClip;
 
 /// BatchNormalization after a linear operator.
 pub struct FoldBatchNormalization;

@@ -72,6 +72,20 @@ pub fn rule_of(graph: &Graph, id: NodeId) -> Rule {
     }
 }
 
+/// A product with one positive number, for which another scale is enough.
+fn rescale(graph: &Graph, id: NodeId) -> Option<Rule> {
+    let number = |slot: usize| {
+        let tensor = graph.constant_input(id, slot).filter(|t| t.len() == 1 && t.dtype() == DType::F32)?;
+        tensor.array().ok()?.get::<f32>()?.first().copied().filter(|&c| c.is_normal() && c > 0.0)
+    };
+    let (slot, factor) = [(0, 1), (1, 0)].into_iter().find_map(|(x, c)| Some((x, number(c)?)))?;
+    // The number must not add axes.
+    let rank = |slot: usize| graph.ty(graph.input(id, slot)?)?.rank();
+    let same = rank(slot).is_some_and(|x| rank(1 - slot).is_some_and(|c| c <= x));
+    (graph.node(id).is("Mul") && graph.constant_input(id, slot).is_none() && same)
+        .then_some(Rule::Rescale { slot, factor })
+}
+
 /// The slots of a node's data inputs that are quantized like activations.
 pub fn activation_slots(rule: &Rule, inputs: usize) -> Vec<usize> {
     match rule {
@@ -79,6 +93,7 @@ pub fn activation_slots(rule: &Rule, inputs: usize) -> Vec<usize> {
         Rule::Arithmetic(Operands::Two) => vec![0, 1],
         Rule::Arithmetic(Operands::All) => (0..inputs).collect(),
         Rule::Arithmetic(Operands::Branches) => vec![1, 2],
+        Rule::Rescale { slot, .. } => vec![*slot],
         Rule::Float => vec![],
         _ => vec![0],
     }
@@ -146,7 +161,12 @@ fn candidate(
     if let Some(unknown) = &node.unknown {
         return Err(unknown.clone());
     }
-    let rule = rule_of(graph, id);
+    let mut rule = rule_of(graph, id);
+    if let (Rule::Arithmetic(Operands::Two), Some(rescale), true) =
+        (&rule, rescale(graph, id), target.rescaling)
+    {
+        rule = rescale;
+    }
     let clamp = matches!(rule, Rule::Clamp { .. });
     if !clamp && (rule == Rule::Float || !target.integer.contains_key(&node.op_type)) {
         return Err("no integer kernel".into());
@@ -201,7 +221,7 @@ fn candidate(
     let cost = target.integer.get(cost_name(graph, node, id));
     let (work, fixed) = (work(graph, id, &found, seen), target.boundary.node);
     if let Some(cost) = cost {
-        found.integer_cost = work * cost.integer + fixed;
+        found.integer_cost = work * cost.integer + cost.fixed + fixed;
         found.float_cost = work * cost.float + fixed;
     }
     if let Rule::Contraction { weight, .. } = rule
@@ -209,8 +229,11 @@ fn candidate(
     {
         found.float_cost += target.weight_credit;
     }
-    if clamp {
-        found.float_cost = work * 0.15 + fixed;
+    match rule {
+        Rule::Clamp { .. } => found.float_cost = work * 0.15 + fixed,
+        // The node is gone.
+        Rule::Rescale { .. } => found.integer_cost = 0.0,
+        _ => {}
     }
     Ok(found)
 }
@@ -274,12 +297,27 @@ fn contract(graph: &Graph, node: &Node, id: NodeId, rule: &Rule) -> Result<(), S
     }
 }
 
+/// Channels that the integer kernel of a depthwise convolution takes at a time.
+const BLOCK: usize = 16;
+/// A convolution over a window with fewer weights for an output channel does not fill the integer kernel.
+const SHALLOW: usize = 64;
+
 /// Under which name the target's table has the cost of a node.
 fn cost_name<'a>(graph: &Graph, node: &'a Node, id: NodeId) -> &'a str {
     let constant = |slot| graph.constant_input(id, slot);
     let depthwise = |conv: &Conv| conv.group > 1 && constant(1).is_some_and(|w| w.shape().get(1) == Some(&1));
+    let shallow = |w: &Tensor| match *w.shape() {
+        [_, depth, ref window @ ..] => {
+            let window: usize = window.iter().product();
+            window > 1 && depth * window < SHALLOW
+        }
+        _ => false,
+    };
+    let ragged = |conv: &Conv| !conv.group.is_multiple_of(BLOCK);
     match node.op_type.as_str() {
+        "Conv" if node.op_as::<Conv>().is_some_and(|c| depthwise(c) && ragged(c)) => "RaggedDepthwiseConv",
         "Conv" if node.op_as::<Conv>().is_some_and(depthwise) => "DepthwiseConv",
+        "Conv" if constant(1).is_some_and(shallow) => "ShallowConv",
         "MatMul" if constant(0).is_none() && constant(1).is_none() => "ComputedMatMul",
         "MaxPool" if follows_conv(graph, id) => "NhwcMaxPool",
         op_type => op_type,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::activation_slots;
 use super::placement::is_sandwiched;
-use super::plan::{Activation, Plan};
+use super::plan::{Activation, Plan, Rescaled};
 use super::weights::Constant;
 use crate::interpret::node_label;
 use crate::ir::{
@@ -18,24 +18,27 @@ use crate::passes::node;
 
 /// Writes the plan into the graph it was made for.
 pub fn insert(graph: &mut Graph, plan: &Plan) {
-    let guarded = guarded(graph, plan);
-    let mut writer = Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new() };
+    let mut guarded = sandwiched(graph, plan);
+    let mut writer =
+        Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new(), stored: BTreeMap::new() };
+    let follows: BTreeSet<ValueId> = plan.rescaled.iter().map(|r| r.output).collect();
     for (&id, clamp) in &plan.absorbed {
         writer.absorb(id, *clamp);
     }
     let mut entered: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for (&value, activation) in &plan.activations {
-        if !writer.graph.has_value(value) {
+        if !writer.graph.has_value(value) || follows.contains(&value) {
             continue;
         }
         let producer = writer.graph.producer(value).map(|(p, _)| p);
         match producer.filter(|p| plan.placement.integer.contains_key(p)) {
             Some(_) => writer.leave(value, activation),
             None => {
-                entered.insert(value, writer.enter(value, activation, guarded.contains(&value)));
+                entered.insert(value, writer.enter(value, activation));
             }
         }
     }
+    plan.rescaled.iter().for_each(|r| writer.rescale(r, plan.activations.get(&r.output)));
     for (&id, candidate) in &plan.placement.integer {
         if !writer.graph.has_node(id) {
             continue;
@@ -50,12 +53,23 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
             writer.constant(id, *slot, constant, bias);
         }
     }
+    plan.rescaled.iter().for_each(|r| writer.drop_unread(r));
+    let pools = writer.graph.nodes().filter(|id| !plan.placement.integer.contains_key(id));
+    for id in pools.filter(|&id| writer.graph.node(id).is("MaxPool")).collect::<Vec<_>>() {
+        if let Some(from) = writer.graph.input(id, 0).and_then(|x| writer.graph.producer(x))
+            && writer.graph.node(from.0).is("DequantizeLinear")
+        {
+            writer.guard(id);
+        }
+        guarded.extend(writer.graph.output(id, 0));
+    }
+    guarded.into_iter().for_each(|value| writer.guard_exit(value));
 }
 
-/// The values through which operators that must stay float (`--exclude`) enter the integer world straight from it.
-fn guarded(graph: &Graph, plan: &Plan) -> BTreeSet<ValueId> {
+/// The outputs of operators that must stay float (`--exclude`) where ONNX Runtime would quantize their weights itself.
+fn sandwiched(graph: &Graph, plan: &Plan) -> BTreeSet<ValueId> {
     let integer = |id: NodeId| plan.placement.integer.contains_key(&id);
-    let float = graph.nodes().filter(|&id| is_sandwiched(graph, id, &integer));
+    let float = graph.nodes().filter(|&id| !integer(id) && is_sandwiched(graph, id, &integer));
     let outputs = float.filter_map(|id| {
         let output = graph.output(id, 0)?;
         let reader = graph.only_use(output).map(|u| u.node).filter(|&n| !integer(n));
@@ -70,6 +84,8 @@ struct Writer<'a> {
     params: BTreeMap<(u32, i32, DType), (ValueId, ValueId)>,
     /// Dequantized constants by original value and scales, so that a shared weight stays shared.
     weights: BTreeMap<(ValueId, Vec<u32>), ValueId>,
+    /// The integers of each quantized value.
+    stored: BTreeMap<ValueId, ValueId>,
 }
 
 impl Writer<'_> {
@@ -103,7 +119,43 @@ impl Writer<'_> {
         (scale, zero_point)
     }
 
-    fn pair(&mut self, name: &str, from: ValueId, to: ValueId, params: QuantParams, rank: u64) {
+    /// A product with a number becomes DequantizeLinear of the integers that were there before it.
+    fn rescale(&mut self, rescaled: &Rescaled, activation: Option<&Activation>) {
+        let (Some(&stored), Some(activation)) = (self.stored.get(&rescaled.input), activation) else {
+            return;
+        };
+        let rank = self.graph.node(rescaled.node).rank;
+        let inputs = self.graph.inputs_of(rescaled.node);
+        self.graph.remove_node(rescaled.node);
+        inputs.into_iter().flatten().for_each(|v| self.graph.remove_value_if_dead(v));
+        let name = self.graph.name(rescaled.output).to_string();
+        let (scale, zero_point) = self.params(&name, activation.params);
+        let mut dequantize = node("DequantizeLinear", format!("{name}_DequantizeLinear"), vec![], 3);
+        dequantize.rank = rank;
+        let inputs = [Some(stored), Some(scale), Some(zero_point)];
+        self.graph.add_node(dequantize, &inputs, &[Some(rescaled.output)]);
+        self.stored.insert(rescaled.output, stored);
+    }
+
+    /// Removes the DequantizeLinear of a product's input if nobody but the product read it.
+    fn drop_unread(&mut self, rescaled: &Rescaled) {
+        let Some(&stored) = self.stored.get(&rescaled.input) else { return };
+        for reader in self.graph.uses(stored).into_iter().map(|u| u.node).collect::<Vec<_>>() {
+            let Some(real) = self.graph.output(reader, 0) else { continue };
+            if self.graph.node(reader).is("DequantizeLinear")
+                && self.graph.uses(real).is_empty()
+                && !self.graph.is_output(real)
+            {
+                let inputs = self.graph.inputs_of(reader);
+                self.graph.remove_node(reader);
+                self.graph.remove_value_if_dead(real);
+                inputs.into_iter().flatten().for_each(|v| self.graph.remove_value_if_dead(v));
+            }
+        }
+    }
+
+    /// Q and DQ between two values; returns the integers between them.
+    fn pair(&mut self, name: &str, from: ValueId, to: ValueId, params: QuantParams, rank: u64) -> ValueId {
         let (scale, zero_point) = self.params(name, params);
         let ty = self.graph.ty(from).cloned().map(|t| TensorType { dtype: params.dtype, ..t });
         let stored = self.graph.add_fresh(&format!("{name}_quantized"), Value { ty, ..Value::default() });
@@ -113,6 +165,7 @@ impl Writer<'_> {
         let mut dequantize = node("DequantizeLinear", format!("{name}_DequantizeLinear"), vec![], 3);
         dequantize.rank = rank;
         self.graph.add_node(dequantize, &[Some(stored), Some(scale), Some(zero_point)], &[Some(to)]);
+        stored
     }
 
     /// An integer node defines the value: its readers read the pair, under the old name.
@@ -123,26 +176,40 @@ impl Writer<'_> {
         let raw = self.graph.add_fresh(&format!("{name}_raw"), Value { ty, ..Value::default() });
         self.graph.set_output(producer, slot, raw);
         let rank = self.graph.node(producer).rank;
-        self.pair(&name, raw, value, activation.params, rank);
+        let stored = self.pair(&name, raw, value, activation.params, rank);
+        self.stored.insert(value, stored);
     }
 
-    /// The value comes from the float world; returns what its integer readers read. With a guard, a Max of one value
-    /// stands in front of the pair: nothing is computed, but ONNX Runtime no longer takes the operator for a quantized one.
-    fn enter(&mut self, value: ValueId, activation: &Activation, guard: bool) -> ValueId {
+    /// The value comes from the float world; returns what its integer readers read.
+    fn enter(&mut self, value: ValueId, activation: &Activation) -> ValueId {
         let name = self.graph.name(value).to_string();
         let ty = self.graph.ty(value).cloned();
-        let rank = self.graph.producer(value).map_or(0, |(p, _)| self.graph.node(p).rank);
-        let mut from = value;
-        if guard {
-            let hint = format!("{name}_guarded");
-            from = self.graph.add_fresh(&hint, Value { ty: ty.clone(), ..Value::default() });
-            let mut max = node("Max", format!("{name}_Guard"), vec![], 1);
-            max.rank = rank;
-            self.graph.add_node(max, &[Some(value)], &[Some(from)]);
-        }
         let pair = self.graph.add_fresh(&format!("{name}_dequantized"), Value { ty, ..Value::default() });
-        self.pair(&name, from, pair, activation.params, rank);
+        let rank = self.graph.producer(value).map_or(0, |(p, _)| self.graph.node(p).rank);
+        let stored = self.pair(&name, value, pair, activation.params, rank);
+        self.stored.insert(value, stored);
         pair
+    }
+
+    /// Puts a Max of one value in front of a node's first input. Nothing is computed, but ONNX Runtime, which moves
+    /// QuantizeLinear and DequantizeLinear through some operators and takes what is between them for a quantized
+    /// operator, stops there: the node stays float.
+    fn guard(&mut self, id: NodeId) {
+        let Some(value) = self.graph.input(id, 0) else { return };
+        let name = self.graph.name(value).to_string();
+        let ty = self.graph.ty(value).cloned();
+        let same = self.graph.add_fresh(&format!("{name}_guarded"), Value { ty, ..Value::default() });
+        let mut max = node("Max", format!("{name}_Guard"), vec![], 1);
+        max.rank = self.graph.node(id).rank;
+        self.graph.add_node(max, &[Some(value)], &[Some(same)]);
+        self.graph.rewire(id, 0, Some(same));
+    }
+
+    /// A guard where a float value becomes integers.
+    fn guard_exit(&mut self, value: ValueId) {
+        let readers = self.graph.uses(value).into_iter().map(|u| u.node);
+        let quantizes = |id: &NodeId| self.graph.node(*id).is("QuantizeLinear");
+        readers.filter(quantizes).collect::<Vec<_>>().into_iter().for_each(|id| self.guard(id));
     }
 
     fn constant(&mut self, id: NodeId, slot: usize, constant: &Constant, bias: bool) {

@@ -16,6 +16,7 @@ use super::candidate::{Candidate, Candidates, elements};
 use super::target::Target;
 use crate::calibrate::observer::Observers;
 use crate::ir::{DType, Graph, NodeId, Port, Rule, ValueId};
+use crate::ops::conv::Conv;
 
 /// The outcome for every node.
 #[derive(Debug, Clone, Default)]
@@ -53,12 +54,7 @@ pub fn place(
             .filter(|c| matches!(c.rule, Rule::Clamp { .. }) && clamped(graph, c, &candidates).is_none())
             .map(|c| c.id)
             .collect();
-        let between = sandwiched(graph, &candidates, &integer);
-        for id in &between {
-            // Never cheaper than this: the runtime computes it in integers whatever we say.
-            candidates.entry(*id).and_modify(|c| c.float_cost = f64::INFINITY);
-        }
-        if lost.is_empty() && between.is_empty() {
+        if lost.is_empty() {
             for (id, found) in candidates {
                 match integer.contains(&id) {
                     true => placement.integer.insert(id, found).is_none(),
@@ -81,17 +77,6 @@ pub fn clamped(graph: &Graph, clamp: &Candidate, candidates: &BTreeMap<NodeId, C
     graph.only_use(input)?;
     let rule = &candidates.get(&producer)?.rule;
     matches!(rule, Rule::Contraction { .. } | Rule::Arithmetic(_)).then_some(producer)
-}
-
-/// Float operators with a constant weight between integers on either side, perhaps with a clamp behind them. ONNX
-/// Runtime quantizes the weights of such operators itself, with one scale for all channels; then we do better.
-fn sandwiched(
-    graph: &Graph,
-    candidates: &BTreeMap<NodeId, Candidate>,
-    integer: &BTreeSet<NodeId>,
-) -> Vec<NodeId> {
-    let float = candidates.keys().copied().filter(|id| !integer.contains(id));
-    float.filter(|&id| is_sandwiched(graph, id, &|id| integer.contains(&id))).collect()
 }
 
 /// Does the node stand between integer nodes so that ONNX Runtime quantizes its float weight (`WeightBiasQuantization`)?
@@ -137,23 +122,32 @@ fn cheapest(
             && let Some(producer) = clamped(graph, c, candidates)
         {
             network.edge(vertex[id], vertex[&producer], f64::INFINITY);
+            // Without its clamp the operator would have to represent what the clamp cuts off.
+            if !candidates[&producer].float_output {
+                network.edge(vertex[&producer], vertex[id], f64::INFINITY);
+            }
         }
     }
     for &value in &values {
         let producer = graph.producer(value).and_then(|(p, _)| vertex.get(&p)).copied().unwrap_or(FLOAT);
         let size = elements(value, seen);
-        let quantize = size * target.boundary.quantize + target.boundary.node;
+        let convolves = |id: NodeId| graph.node(id).op_as::<Conv>().is_some();
+        let layout = graph.producer(value).is_some_and(|(p, _)| convolves(p))
+            || graph.uses(value).iter().any(|u| convolves(u.node));
+        let layout = if layout { size * target.boundary.layout } else { 0.0 };
+        let quantize = size * target.boundary.quantize + target.boundary.node + layout;
         let free_exit =
             graph.producer(value).and_then(|(p, _)| candidates.get(&p)).is_some_and(|c| c.float_output);
         let dequantize =
-            if free_exit { 0.0 } else { size * target.boundary.dequantize + target.boundary.node };
+            if free_exit { 0.0 } else { size * target.boundary.dequantize + target.boundary.node + layout };
         let (entry, exit) = (network.vertex(), network.vertex());
         // Is the value quantized at all? Values that only move carry the noise of where they come from.
         let made_by = graph.producer(value).and_then(|(p, _)| candidates.get(&p));
         let before_clamp = candidates
             .values()
             .any(|c| matches!(c.rule, Rule::Clamp { .. }) && c.activations.first() == Some(&value));
-        if !made_by.is_some_and(|c| c.rule == Rule::SameScale) && !before_clamp {
+        if !made_by.is_some_and(|c| matches!(c.rule, Rule::SameScale | Rule::Rescale { .. })) && !before_clamp
+        {
             let quantized = network.vertex();
             let penalty = whole * target.noise_weight * noise.values.get(&value).copied().unwrap_or(0.0);
             network.edge(quantized, FLOAT, penalty);

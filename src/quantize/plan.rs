@@ -16,7 +16,7 @@ use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::{Observer, Observers};
 use crate::calibrate::threshold::{Calibrator, Choice, Grid, sqnr_db};
 use crate::error::Fault;
-use crate::ir::{DType, Graph, NodeId, QuantParams, Rule, ValueId};
+use crate::ir::{DType, Graph, NodeId, QuantParams, Rule, ValueId, schedule};
 
 /// The parameters of an activation and where they come from.
 #[derive(Debug, Clone)]
@@ -61,6 +61,21 @@ pub struct Plan {
     pub constants: BTreeMap<(NodeId, usize), Constant>,
     /// Integer operators and the clamp that their saturation replaces.
     pub absorbed: BTreeMap<NodeId, NodeId>,
+    /// Products with a number, each after those that it depends on.
+    pub rescaled: Vec<Rescaled>,
+}
+
+/// A product with a number: its output has the integers of its input, at another scale.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rescaled {
+    /// The node, which disappears.
+    pub node: NodeId,
+    /// What it reads.
+    pub input: ValueId,
+    /// What it writes.
+    pub output: ValueId,
+    /// The number.
+    pub factor: f32,
 }
 
 impl Plan {
@@ -78,8 +93,8 @@ impl Plan {
         let quantized = quantized_values(graph, &placement, &absorbed);
         let groups = Groups::of(graph, &placement, &quantized);
         let mut activations = solve_groups(graph, &placement, &groups, seen, choices, calibrator);
-        keep_apart(graph, &placement, &mut activations);
-        let mut plan = Self { placement, activations, constants: BTreeMap::new(), absorbed };
+        let rescaled = rescaled(graph, &placement, &mut activations)?;
+        let mut plan = Self { placement, activations, constants: BTreeMap::new(), absorbed, rescaled };
         plan.constants = weights::solve(graph, &plan, target)?;
         Ok(plan)
     }
@@ -213,20 +228,30 @@ fn solve_groups(
     solved
 }
 
-/// A float operator that only moves values would be run on integers if both sides had the same parameters: ONNX Runtime
-/// then takes it for one. Where the placement has decided against its integer kernel, the scales must differ.
-fn keep_apart(graph: &Graph, placement: &Placement, activations: &mut BTreeMap<ValueId, Activation>) {
-    for &id in placement.float.keys().filter(|&&id| graph.node(id).is("MaxPool")) {
-        let (Some(input), Some(output)) = (graph.input(id, 0), graph.output(id, 0)) else { continue };
-        let (Some(before), Some(after)) = (activations.get(&input), activations.get(&output)) else {
+/// Finds the products with a number, and gives their outputs, and what shares parameters with them, the input's
+/// parameters at another scale.
+fn rescaled(
+    graph: &Graph,
+    placement: &Placement,
+    activations: &mut BTreeMap<ValueId, Activation>,
+) -> Result<Vec<Rescaled>, Fault> {
+    let mut found = Vec::new();
+    for node in schedule(graph)? {
+        let Some(Candidate { rule: Rule::Rescale { factor, .. }, activations: inputs, .. }) =
+            placement.integer.get(&node)
+        else {
             continue;
         };
-        if before.params == after.params {
-            let (scale, group) = (after.params.scale.next_up(), after.group);
-            let shared = activations.values_mut().filter(|a| a.group == group);
-            shared.for_each(|a| a.params.scale = scale);
+        let (Some(&input), Some(output)) = (inputs.first(), graph.output(node, 0)) else { continue };
+        let Some(from) = activations.get(&input).cloned() else { continue };
+        let Some(group) = activations.get(&output).map(|a| a.group) else { continue };
+        for to in activations.values_mut().filter(|a| a.group == group) {
+            to.params = QuantParams { scale: from.params.scale * factor, ..from.params };
+            (to.why, to.sqnr) = (format!("follows `{}`", graph.name(input)), from.sqnr);
         }
+        found.push(Rescaled { node, input, output, factor: *factor });
     }
+    Ok(found)
 }
 
 /// The parameters that the integer kernel of the value's producer dictates.

@@ -20,6 +20,8 @@ pub struct Target {
     pub opset: i64,
     /// Does the runtime add pairs of u8·s8 products in 16 bits, so that large weights saturate?
     pub saturating_pairs: bool,
+    /// May a DequantizeLinear have another scale than its QuantizeLinear? Then products with a number cost nothing.
+    pub rescaling: bool,
     /// What noise costs: this times `10^(-SQNR/10)` of a quantized value, as a share of the model's float time.
     pub noise_weight: f64,
     /// Nanoseconds that an operator with a constant weight may lose: a smaller file is wanted for itself.
@@ -38,6 +40,8 @@ pub struct Boundary {
     pub quantize: f64,
     /// Nanoseconds an element, integer to float.
     pub dequantize: f64,
+    /// Nanoseconds an element of what a Conv reads or writes, either way: the layouts differ.
+    pub layout: f64,
     /// Nanoseconds for any node, whatever it does.
     pub node: f64,
 }
@@ -50,6 +54,9 @@ pub struct Cost {
     pub integer: f64,
     /// In the float kernel.
     pub float: f64,
+    /// How many more the integer kernel takes than the float one before it does any work.
+    #[serde(default)]
+    pub fixed: f64,
 }
 
 const TARGETS: &[(&str, &str)] = &[

@@ -96,6 +96,7 @@ fn rule(rule: &Rule) -> &'static str {
         Rule::Arithmetic(_) => "arithmetic",
         Rule::FixedRange { .. } => "fixed range",
         Rule::Clamp { .. } => "clamp",
+        Rule::Rescale { .. } => "rescale",
     }
 }
 

@@ -126,7 +126,7 @@ impl Subject<'_> {
         for c in self.candidates.values() {
             match c.rule {
                 Rule::Clamp { .. } => clamped.extend(c.activations.iter().copied()),
-                Rule::SameScale => moved.extend(c.outputs.iter().copied()),
+                Rule::SameScale | Rule::Rescale { .. } => moved.extend(c.outputs.iter().copied()),
                 _ => values.extend(c.activations.iter().copied()),
             }
             values.extend(c.outputs.iter().copied());

@@ -109,6 +109,13 @@ def cases():
         yield "Conv 3x3", f"{x}", [x], [f32(c, c, 3, 3)], {"pads": [1, 1, 1, 1]}, n * c * 9
         yield "Conv depthwise 3x3", f"{x}", [x], [f32(c, 1, 3, 3)], {"pads": [1, 1, 1, 1], "group": c}, n * 9
         yield "Resize", f"{x} x2", [x], [np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32)], {"same": True, "mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}, 4 * n
+        yield "Conv depthwise 5x5", f"{x}", [x], [f32(c, 1, 5, 5)], {"pads": [2, 2, 2, 2], "group": c}, n * 25
+    for c, s in ((88, 17), (200, 14), (208, 14)):
+        x, k = [1, c, s, s], {"pads": [2, 2, 2, 2], "group": c}
+        yield "Conv depthwise 5x5 ragged", f"{x}", [x], [f32(c, 1, 5, 5)], k, c * s * s * 25
+    for c, o, s in ((3, 32, 224), (3, 16, 96), (8, 16, 32)):
+        k = {"pads": [1, 1, 1, 1], "strides": [2, 2]}
+        yield "Conv shallow 3x3 s2", f"[1,{c},{s},{s}] -> {o}", [[1, c, s, s]], [f32(o, c, 3, 3)], k, c * o * s * s * 9 / 4
     for h, s, w in ((12, 128, 128), (4, 16, 16), (1, 64, 1000)):
         yield "Softmax", f"[1,{h},{s},{w}]", [[1, h, s, w]], [], {"axis": -1, "fixed": (1 / 256, 0)}, h * s * w
     for m, k, n in ((1, 256, 256), (16, 384, 384), (128, 384, 1536), (128, 1536, 384)):
