@@ -1,6 +1,9 @@
-//! The two types that loops compute in. Transcendental functions do not depend on the platform.
+//! The two types that loops compute in. Transcendental functions do not depend on the platform: they come from `libm`,
+//! those of slices of `f32` from [`math`].
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use super::math::{self, map_in_place};
 
 /// `f32` or `f64`.
 pub trait Real:
@@ -75,7 +78,7 @@ pub fn is_nan<T: PartialOrd>(x: T) -> bool {
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path, $ln:path, $ln_1p:path, $tanh:path, $pow:path) => {
+    ($t:ident, $exp:path, $ln:path, $ln_1p:path, $tanh:path, $pow:path, { $($slices:item)* }) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -113,9 +116,20 @@ macro_rules! real {
             fn pow(self, exponent: Self) -> Self {
                 $pow(self, exponent)
             }
+            $($slices)*
         }
     };
 }
 
-real!(f32, libm::expf, libm::logf, libm::log1pf, libm::tanhf, libm::powf);
-real!(f64, libm::exp, libm::log, libm::log1p, libm::tanh, libm::pow);
+real!(f32, libm::expf, libm::logf, libm::log1pf, libm::tanhf, libm::powf, {
+    fn exp_slice(x: &mut [f32]) {
+        map_in_place(x, math::exp);
+    }
+    fn tanh_slice(x: &mut [f32]) {
+        map_in_place(x, math::tanh);
+    }
+    fn sigmoid_slice(x: &mut [f32]) {
+        map_in_place(x, math::sigmoid);
+    }
+});
+real!(f64, libm::exp, libm::log, libm::log1p, libm::tanh, libm::pow, {});
