@@ -66,3 +66,57 @@ pub fn local_response<T: Real>(
     }
     y
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn numbers(len: usize, seed: u32) -> Vec<f64> {
+        (0..len as u32)
+            .map(|i| f64::from(i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 20) / 1000.0 - 2.0)
+            .collect()
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-11 * (1.0 + b.abs())
+    }
+
+    proptest! {
+        #[test]
+        fn moments_are_their_definition(n in 1usize..3000, seed: u32) {
+            let x = numbers(n, seed);
+            let mean = x.iter().sum::<f64>() / n as f64;
+            let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n as f64;
+            let found = moments(&x);
+            prop_assert!(close(found.0, mean) && close(found.1, variance));
+        }
+
+        #[test]
+        fn every_channel_has_its_parameters(samples in 0usize..3, channels in 1usize..6, inner in 1usize..9, seed: u32) {
+            let x = numbers(samples * channels * inner, seed);
+            let [mean, factor, shift] = [1, 2, 3].map(|i| numbers(channels, seed.wrapping_add(i)));
+            let mut y = x.clone();
+            affine_channels(&mut y, inner, &mean, &factor, &shift);
+            for (i, (y, x)) in y.iter().zip(&x).enumerate() {
+                let c = i / inner % channels;
+                prop_assert_eq!(*y, (x - mean[c]) * factor[c] + shift[c]);
+            }
+        }
+
+        #[test]
+        fn a_response_is_divided_by_its_neighbours(
+            samples in 1usize..3, channels in 1usize..7, inner in 1usize..5, before in 0usize..4, after in 0usize..4, seed: u32,
+            beta in prop_oneof![Just(0.75), Just(0.5), Just(1.3)],
+        ) {
+            let x = numbers(samples * channels * inner, seed);
+            let y = local_response(&x, (channels, inner), (before, after), (1.5, 0.3, beta));
+            for (i, y) in y.iter().enumerate() {
+                let (sample, c, position) = (i / (channels * inner), i / inner % channels, i % inner);
+                let window = c.saturating_sub(before)..(c + after + 1).min(channels);
+                let squares: f64 = window.map(|c| x[(sample * channels + c) * inner + position]).map(|v| v * v).sum();
+                prop_assert!(close(*y, x[i] / libm::pow(1.5 + 0.3 * squares, beta)));
+            }
+        }
+    }
+}

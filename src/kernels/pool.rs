@@ -110,3 +110,6 @@ pub fn max_with_index<T: Number + PartialOrd>(
     }
     (values, indices)
 }
+
+#[cfg(test)]
+mod tests;

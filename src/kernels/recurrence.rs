@@ -56,6 +56,33 @@ pub fn advance(state: &mut State, step: &Step) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn steps_are_their_definition(keys in 1usize..6, values in 1usize..6, seed: u32, decays: bool, corrects: bool) {
+            let numbers = |len: usize, salt: u32| -> Vec<f32> {
+                let bits = |i: u32| (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed ^ salt) >> 20;
+                (0..len as u32).map(|i| bits(i) as f32 / 2048.0 - 1.0).collect()
+            };
+            let (key, value, decay) = (numbers(keys, 1), numbers(values, 2), numbers(keys, 3));
+            let mut memory = numbers(keys * values, 4);
+            let before: Vec<f64> = memory.iter().map(|&m| m.into()).collect();
+            let beta = corrects.then_some(0.75f32);
+            let step = Step { key: &key, value: &value, decay: decays.then_some(&decay), beta };
+            advance(&mut State { memory: &mut memory, value_size: values }, &step);
+            let left = |r: usize| if decays { libm::exp(decay[r].into()) } else { 1.0 };
+            for (at, found) in memory.iter().enumerate() {
+                let (row, column) = (at / values, at % values);
+                let kept = |r: usize| before[r * values + column] * left(r);
+                let recalled: f64 = (0..keys).map(|r| f64::from(key[r]) * kept(r)).sum();
+                let new = f64::from(value[column]);
+                let written = beta.map_or(new, |beta| f64::from(beta) * (new - recalled));
+                let expected = kept(row) + f64::from(key[row]) * written;
+                prop_assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} instead of {expected}");
+            }
+        }
+    }
 
     #[test]
     fn what_is_written_is_read() {

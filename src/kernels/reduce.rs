@@ -176,6 +176,25 @@ pub fn position_axis<T: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn folding_is_its_definition(outer in 0usize..4, n in 0usize..2100, inner in 1usize..4, seed: i64) {
+            let x: Vec<i64> = (0..(outer * n * inner) as i64).map(|i| i.wrapping_mul(seed | 1) >> 40).collect();
+            let column = |o: usize, i: usize| x[o * n * inner..].iter().skip(i).step_by(inner).take(n).copied();
+            let each = |f: &dyn Fn(usize, usize) -> i64| -> Vec<i64> {
+                (0..outer).flat_map(|o| (0..inner).map(move |i| (o, i))).map(|(o, i)| f(o, i)).collect()
+            };
+            let sums = fold_axis(&x, (outer, n, inner), 0, |a, v| a + v, |a, b| a + b);
+            prop_assert_eq!(sums, each(&|o, i| column(o, i).sum()));
+            let greatest = fold_axis(&x, (outer, n, inner), i64::MIN, i64::max, i64::max);
+            prop_assert_eq!(&greatest, &each(&|o, i| column(o, i).max().unwrap_or(i64::MIN)));
+            let first = position_axis(&x, (outer, n, inner), |a, b| a > b);
+            let position = |o, i| column(o, i).position(|v| Some(v) == column(o, i).max()).unwrap_or(0) as i64;
+            prop_assert_eq!(first, each(&position));
+        }
+    }
 
     #[test]
     fn folds_any_length() {

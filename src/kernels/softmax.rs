@@ -69,3 +69,33 @@ fn center<T: Real>(block: &mut [T], n: usize, inner: usize) {
     let maxima = fold_axis(block, (1, n, inner), -T::INFINITY, T::maximum, T::maximum);
     per_column(block, &maxima, |x, max| x - max);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn columns_share_one(outer in 0usize..4, n in 1usize..40, inner in 1usize..5, seed in 0u32..1000, spread in 0.1f32..60.0) {
+            let next = |i: u32| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            let x: Vec<f32> = (0..(outer * n * inner) as u32).map(|i| next(i) * spread).collect();
+            let (mut shares, mut logs) = (x.clone(), x.clone());
+            softmax(&mut shares, (outer, n, inner));
+            log_softmax(&mut logs, (outer, n, inner));
+            for start in (0..outer).flat_map(|o| (0..inner).map(move |i| o * n * inner + i)) {
+                let column = || (0..n).map(|k| start + k * inner);
+                let greatest = column().map(|at| f64::from(x[at])).fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = column().map(|at| libm::exp(f64::from(x[at]) - greatest)).sum();
+                for at in column() {
+                    let log = f64::from(x[at]) - greatest - libm::log(sum);
+                    let share = libm::exp(log);
+                    // The difference to the maximum is rounded, which its exponential multiplies.
+                    let allowed = 1e-6 + 2e-7 * (f64::from(x[at]) - greatest).abs();
+                    prop_assert!((f64::from(shares[at]) - share).abs() <= allowed * share + 1e-37);
+                    prop_assert!((f64::from(logs[at]) - log).abs() <= 1e-6 * (1.0 + log.abs()));
+                }
+            }
+        }
+    }
+}
