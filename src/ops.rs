@@ -38,7 +38,7 @@ macro_rules! families {
 families! {
     activation, arithmetic, attention, cast, compare, control, conv, detection, determinant, einsum, flex,
     gather, gemm, generate, image, join, language, loss, mask, ml, norm, normalize, pad, place, pool,
-    qlinear,
+    qlinear, qoperator,
     quantize, recurrent, reduce, resize, sampling, scatter, select, sequence, shape, softmax, spectral,
     text, training, unary,
 }
