@@ -3,6 +3,27 @@
 //! Compiling fixes the schedule, gives every value a slot, computes what depends on constants only, and notes after
 //! which step a value is read for the last time, so that memory follows the live values. A run computes by the ONNX
 //! definition of each operator, or quantized operators on integers; see [`Numerics`].
+//!
+//! # What is exact, and what is not
+//!
+//! Results of the interpreter depend on the model and its inputs alone, whatever the number of threads. How they
+//! compare with ONNX Runtime's:
+//!
+//! * [`Numerics::Ort`]: quantized operators give the bytes of ONNX Runtime's integer kernels on x86-64 with AVX2, FMA
+//!   and VNNI. Operators that both compute in float differ in the last digits, since sums come in another order and
+//!   `exp`, `erf` and their kin are other polynomials; where such a result is quantized and lies close to a tie, it may
+//!   become the neighbouring integer (one element in 10⁵ to 10⁶), and what is computed from it follows.
+//! * [`Numerics::Spec`]: what moves or rounds elements is exact; convolutions, products and means are float sums, with
+//!   the same effect behind each of them.
+//!
+//! On other processors ONNX Runtime itself computes otherwise:
+//!
+//! * x86-64 without VNNI: the kernels of unsigned by signed bytes add pairs of products in 16 bits. Two neighbouring
+//!   weights of one sign whose magnitudes sum to more than 128 may saturate there, which is not a matter of one step.
+//!   With `session.x64quantprecision=1` the sums are exact again. The interpreter never saturates.
+//! * x86-64 without FMA: QLinearAdd rounds products and sums one by one, and may differ by one step.
+//! * Arm: QLinearAdd works with fixed-point factors of 22 bits and rounds halves up, and may differ by one step.
+//!   Float sums come in another order again.
 
 mod build;
 mod control;
@@ -76,7 +97,8 @@ pub enum Numerics {
     #[default]
     Spec,
     /// An operator between DequantizeLinear and QuantizeLinear computes on integers, as ONNX Runtime's fused x86-64
-    /// kernels do.
+    /// kernels do. With `x`, `w`, `y` as scales: products are exact 32-bit sums times `x·w / y`, rounded once, halves to
+    /// even; Add is two fused multiply-adds, Mul one factor; one-to-one functions and Softmax go through tables.
     Ort,
 }
 

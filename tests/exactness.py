@@ -23,6 +23,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+MICROSOFT = "com.microsoft"
 LEVEL = ort.GraphOptimizationLevel
 TYPES = {np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8, np.float32: TensorProto.FLOAT,
          np.bool_: TensorProto.BOOL, np.int64: TensorProto.INT64, np.int32: TensorProto.INT32}  # fmt: skip
@@ -115,7 +116,8 @@ class Graph:
     def model(self):
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.outputs]
         graph = helper.make_graph(self.nodes, "case", self.inputs, outputs, self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def scale_of(depth, x, w):
@@ -181,6 +183,19 @@ def matmul(g, quantized=True):
 
 def real_matmul(g):
     return matmul(g, False)
+
+
+def biased_matmul(g):
+    """A product and a constant added to its columns, which become a Gemm."""
+    rng = g.rng
+    m, k, n = (int(v) for v in rng.integers(1, 70, 3))
+    x = g.parameters()
+    w, scale = g.weight((k, n), np.int8, 1 if rng.random() < 0.7 else None)
+    product = g.op("MatMul", g.activation([(m, k), (1, m, k), (3, m, k)][int(rng.integers(0, 3))], parameters=x), w)
+    y = scale_of(k, x[0], scale)
+    bias = g.constant((rng.standard_normal(n) * 40 * y).astype(np.float32))
+    g.result(g.op("Add", *((product, bias) if rng.random() < 0.5 else (bias, product))), g.parameters(scale=y, zero=120))
+    return "QGemm"
 
 
 def gemm(g, quantized=True):
@@ -348,15 +363,46 @@ def movement(g):
     return "QLinearConv"
 
 
-# name: case, and whether it quantizes float sums
+def qoperator(kind, tensors=1, **attributes):
+    """An operator of ONNX Runtime's own on quantized tensors, as its QOperator format has them."""
+
+    def case(g):
+        rng = g.rng
+        signed = np.int8 if kind in ("Add", "Mul", "LeakyRelu") and rng.random() < 0.3 else np.uint8
+        limits = np.iinfo(signed)
+        shape = [int(v) for v in rng.integers(2, 9, 4)]
+
+        def tensor():
+            values = rng.integers(limits.min, limits.max + 1, shape).astype(signed)
+            return [g.input(values), *(g.constant(v) for v in g.parameters(signed))]
+
+        operands = [name for _ in range(tensors) for name in tensor()]
+        table = kind in ("Sigmoid", "Softmax")
+        output = [g.constant(v) for v in (g.parameters(signed, 1 / 256, 0) if table else g.parameters(signed))]
+        if kind == "Where":
+            operands.insert(0, g.input(rng.random(shape) < 0.5))
+        inputs = output + operands if kind == "Concat" else operands + output
+        g.outputs.append(g.op(f"QLinear{kind}", *inputs, domain=MICROSOFT, **attributes))
+        return f"QLinear{kind}"
+
+    return case
+
+
+# name: case, and whether it quantizes float sums (None: gives them as they are; "bias": rounds a float bias besides)
 CASES = {
     "Conv": (conv, True), "Conv int8": (signed_conv, True), "MatMul": (matmul, True), "MatMul real": (real_matmul, None),
-    "Gemm": (gemm, True), "Gemm real": (real_gemm, None), "Add": (binary("Add"), False), "Mul": (binary("Mul"), False),
+    "MatMul bias": (biased_matmul, "bias"), "Gemm": (gemm, True), "Gemm real": (real_gemm, None), "Add": (binary("Add"), False), "Mul": (binary("Mul"), False),
     "Add pairs": (pairs("Add"), False), "Mul pairs": (pairs("Mul"), False),
     "Concat": (concat, False), "Sigmoid": (sigmoid, False), "LeakyRelu": (leaky_relu, False),
     "Softmax": (softmax, True), "AveragePool": (average_pool, True), "GlobalAveragePool": (global_average_pool, True),
     "MaxPool": (max_pool, False), "Where": (where, False), "Resize": (resize, False), "Split": (split, False),
     "movement": (movement, True),
+    "QOperator Add": (qoperator("Add", 2), False), "QOperator Mul": (qoperator("Mul", 2), False),
+    "QOperator Concat": (qoperator("Concat", 3, axis=2), False), "QOperator Where": (qoperator("Where", 2), False),
+    "QOperator Sigmoid": (qoperator("Sigmoid"), False), "QOperator LeakyRelu": (qoperator("LeakyRelu", alpha=0.1), False),
+    "QOperator Softmax": (qoperator("Softmax", axis=-1, opset=13), False),
+    "QOperator AveragePool": (qoperator("AveragePool", kernel_shape=[2, 2], strides=[2, 1]), False),
+    "QOperator GlobalAveragePool": (qoperator("GlobalAveragePool"), False),
 }  # fmt: skip
 
 
@@ -436,7 +482,7 @@ def main():
         sums = CASES[name][1]
         (wrong, size, _), (apart, _, steps) = total["ort"], total["spec"]
         good = not wrong and total["fused"] == total["cases"]
-        good &= {True: apart <= SUMS * size and steps <= 1, False: not apart, None: steps < 1e-2}[sums]
+        good &= {True: apart <= SUMS * size and steps <= 1, False: not apart, None: steps < 1e-2, "bias": steps <= 1}[sums]
         good &= not any("failed" in note for note in notes.get(name, []))
         failed += not good
         print(f"{'ok  ' if good else 'FAIL'}  {name}: {total['fused']} of {total['cases']} fused; of {size} elements "

@@ -12,7 +12,7 @@ use crate::calibrate::write;
 use crate::error::{Fault, one_line};
 use crate::interpret::{self, Program};
 use crate::ir::{Array, Graph, ValueId};
-use crate::onnx;
+use crate::{onnx, passes};
 
 /// Run a model on one set of inputs in the interpreter.
 #[derive(Args)]
@@ -67,7 +67,8 @@ impl Run {
     /// Runs the model and writes its outputs.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         super::start_threads(self.threads)?;
-        let model = onnx::read_inlined(&self.model)?.model;
+        let mut model = onnx::read_inlined(&self.model)?.model;
+        passes::infer(&mut model.graph);
         let graph = &model.graph;
         let program = self.numerics.program(graph)?;
         let (inputs, warnings) = inputs(graph, &self.input_dir)?;

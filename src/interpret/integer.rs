@@ -8,7 +8,8 @@
 //! Which operators form a unit with the nodes around them follows ONNX Runtime's rules for x86-64: all inputs
 //! quantized, every output read by one QuantizeLinear and nothing else, perhaps through operators that only move
 //! elements or a clamp that the quantization makes superfluous; and signed activations only where they can be turned
-//! into unsigned ones.
+//! into unsigned ones. A product and the addition of a constant to its columns are a Gemm, whose bias is rounded to the
+//! scale of the sums.
 
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use super::{Action, Shown, Step};
 use crate::error::Fault;
 use crate::ir::integer::{Operand, Scales, Unit, is_byte};
 use crate::ir::{Array, DType, Datum, NodeId, Op, Port, QuantParams, Rule, ValueId, affine};
+use crate::ops::arithmetic::{Binary, Function};
+use crate::ops::gemm::{Gemm, MatMul};
 use crate::ops::join::Split;
 use crate::ops::quantize::{Dequantize, Quantize};
 
@@ -55,6 +58,9 @@ impl Builder<'_> {
     pub fn on_integers(&mut self, id: NodeId) -> bool {
         let node = self.graph.node(id);
         let (Some(op), None) = (node.op.clone(), &node.unknown) else { return false };
+        if self.graph.output(id, 0).is_some_and(|v| self.exact.contains_key(&v)) {
+            return true; // part of a unit that stands already
+        }
         if let Some(dequantize) = op.as_a::<Dequantize>() {
             return self.dequantize(id, &op, dequantize).is_some();
         }
@@ -64,8 +70,37 @@ impl Builder<'_> {
         match op.rule() {
             Rule::SameScale => self.movement(id, &op).is_some(),
             Rule::Clamp { .. } if self.superfluous(id).is_some() => true,
-            _ => self.unit(id, &op).is_some(),
+            _ if self.biased_product(id).is_some() => true,
+            _ => {
+                let (inputs, outputs) = (self.graph.inputs_of(id), self.outputs(id));
+                outputs.is_some_and(|outputs| self.unit(id, &op, &inputs, outputs).is_some())
+            }
         }
+    }
+
+    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads, and a
+    /// QuantizeLinear after that.
+    fn biased_product(&mut self, id: NodeId) -> Option<()> {
+        let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false };
+        self.graph.node(id).op_as::<MatMul>()?;
+        let add = self.graph.only_use(self.graph.output(id, 0)?)?;
+        let binary = self.graph.node(add.node).op_as::<Binary>()?;
+        let other = match add.port {
+            Port::Input(slot @ 0..2) if binary.function == Function::Add && binary.axis.is_none() => 1 - slot,
+            _ => return None,
+        };
+        let bias = self.graph.input(add.node, other)?;
+        // Of more axes than two ONNX Runtime makes a matrix only if it knows their extents.
+        let dims = self.graph.ty(self.graph.input(id, 0)?)?.dims.as_ref()?;
+        if dims.len() != 2 && dims.iter().any(|d| d.known().is_none()) {
+            return None;
+        }
+        let weight = self.constant(self.exact_input(id, 1)?.slot)?.shape();
+        let fits = matches!((self.constant(self.slot(bias))?.shape(), weight), ([n], [_, m]) if n == m);
+        let output = self.graph.output(add.node, 0).filter(|&v| fits && self.quantizer(v).is_some())?;
+        let inputs = [self.graph.input(id, 0), self.graph.input(id, 1), Some(bias)];
+        let gemm: Arc<dyn Op> = Arc::new(gemm);
+        self.unit(id, &gemm, &inputs, vec![output])
     }
 
     /// The values in the output slots, all of them used.
@@ -227,9 +262,13 @@ impl Builder<'_> {
     }
 
     /// An operator with an integer form between quantized inputs and outputs.
-    fn unit(&mut self, id: NodeId, op: &Arc<dyn Op>) -> Option<()> {
-        let outputs = self.outputs(id)?;
-        let inputs = self.graph.inputs_of(id);
+    fn unit(
+        &mut self,
+        id: NodeId,
+        op: &Arc<dyn Op>,
+        inputs: &[Option<ValueId>],
+        outputs: Vec<ValueId>,
+    ) -> Option<()> {
         let weight = match op.rule() {
             Rule::Contraction { weight, .. } => Some(weight),
             _ => None,

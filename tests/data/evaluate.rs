@@ -35,7 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn evaluate(case: &Path, rounds: usize) -> Result<String, Box<dyn Error>> {
-    let graph = qonnx::onnx::read(&case.join("model.onnx"))?.model.graph;
+    let mut graph = qonnx::onnx::read(&case.join("model.onnx"))?.model.graph;
+    qonnx::passes::infer(&mut graph);
     let load = |i: usize| -> Result<Array, Box<dyn Error>> {
         let proto = TensorProto::decode(fs::read(case.join(format!("input_{i}.pb")))?.as_slice())?;
         Ok(Tensor::from_proto(proto, None)?.array()?)

@@ -105,3 +105,38 @@ fn signed_activations_that_others_read_stay_real() {
     let shared = graph(&body("w = Neg(y) v = Neg(b)"), constants, "float[2,4] w, float[2,4] v");
     assert_eq!(watched(&shared, Numerics::Ort).2, 0);
 }
+
+#[test]
+fn a_constant_that_is_added_to_a_product_is_its_bias() {
+    let constants = format!("{CONSTANTS}, float[3] bias = {{0.5, -0.26, 3}}");
+    for add in ["Add(p, bias)", "Add(bias, p)"] {
+        let graph = |after: &str, output: &str| {
+            graph(&format!("{PRODUCT} v = {add} f = Reshape(v, flat) {after}"), &constants, output)
+        };
+        let mut unit = graph("y = QuantizeLinear(f, t, u)", "uint8[6] y");
+        crate::passes::infer(&mut unit);
+        let (ort, seen, steps) = watched(&unit, Numerics::Ort);
+        // The bias in the scale of the sums, 0.05 times that of each column: 100, -26, 200.
+        let sums = |row: [i32; 4]| {
+            [[1, 4, 7, -10], [-2, 5, 8, 11], [3, -6, 9, 12]]
+                .map(|w: [i32; 4]| w.iter().zip(row).map(|(w, x)| w * (x - 7)).sum::<i32>())
+        };
+        let byte = |(i, sum): (usize, i32)| {
+            let scale = 0.05 * [0.1, 0.2, 0.3f32][i];
+            ((sum + [100, -26, 200][i]) as f32 * (scale / 0.3)).round_ties_even().clamp(-100.0, 155.0) as i32
+                + 100
+        };
+        let rows = [[0, 255, 7, 90], [12, 200, 30, 4]];
+        let expected: Vec<u8> = rows
+            .iter()
+            .flat_map(|&row| sums(row).into_iter().enumerate().map(byte))
+            .map(|b| b as u8)
+            .collect();
+        assert_eq!((ort[0].slice::<u8>().unwrap(), steps), (&expected[..], 1));
+        assert!(!seen.contains_key("p") && seen.contains_key("v"));
+        // Read elsewhere, it is an addition of real numbers.
+        let mut both = graph("y = QuantizeLinear(f, t, u)", "uint8[6] y, float[2,3] p");
+        crate::passes::infer(&mut both);
+        assert_eq!(watched(&both, Numerics::Ort).0[1].dtype(), crate::ir::DType::F32);
+    }
+}
