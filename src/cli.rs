@@ -10,6 +10,7 @@ mod inspect;
 mod ops;
 mod progress;
 mod run;
+mod sensitivity;
 mod shell;
 mod train;
 
@@ -58,6 +59,8 @@ enum Command {
     Run(run::Run),
     /// Compare two models on the same samples.
     Compare(Box<compare::Compare>),
+    /// Tell which layers quantization hurts most.
+    Sensitivity(Box<sensitivity::Sense>),
     /// Tell what is in a model.
     Inspect(inspect::Inspect),
     /// Tell what changed between two models.
@@ -91,6 +94,7 @@ pub fn run() -> ExitCode {
         Command::Train(train) => train.run(),
         Command::Run(run) => run.run(),
         Command::Compare(compare) => compare.run(),
+        Command::Sensitivity(sense) => sense.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Diff(diff) => diff.run(),
         Command::Explain(explain) => explain.run(),

@@ -1,6 +1,7 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
 mod job;
+mod sensitivity;
 mod training;
 
 use std::path::Path;
@@ -10,22 +11,28 @@ use std::time::Instant;
 use self::job::Job;
 use crate::calibrate::read::{self, Samples};
 use crate::compare::Pair;
+use crate::compare::accuracy::read_labels;
 use crate::compare::closeness::{self, Closeness};
 use crate::error::{Error, Fault};
+use crate::fail;
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
 use crate::onnx;
-use crate::options::{Mode, Options};
+use crate::options::{Bound, Effort, Mode, Options};
 use crate::passes;
 use crate::quantize::{Target, Types, half};
 use crate::report::Report;
 use crate::report::provenance::{self, Provenance};
+use crate::tune::goal::Goal;
 
+pub use self::sensitivity::{Choice, Layer, Sensitivity, sensitivity};
 pub use self::training::{TrainOptions, train};
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
 pub type Watch<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
 
+/// One sample in so many is held out of calibration where a bound is to be kept.
+const HELD_OUT: usize = 4;
 /// Samples used to compare the result with the original.
 const COMPARED: usize = 16;
 
@@ -42,7 +49,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     options.types.check(&target).map_err(|f| f.at("--mode static"))?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
-    let samples = match mode {
+    let mut samples = match mode {
         Mode::None => None,
         _ => open_samples(&source.model.graph, options, mode)?,
     };
@@ -65,7 +72,9 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
         report.passes(log);
-        let job = Job { samples: samples.as_ref(), target: &target, options, watch };
+        let held_out =
+            options.bound.map(|bound| hold_out(bound, samples.as_mut(), options, mode)).transpose()?;
+        let job = Job { samples: samples.as_ref(), held_out, target: &target, options, watch };
         let quantized = job.run(&mut model, mode)?;
         if quantized.is_nothing() {
             return as_it_was(input, output, report, "nothing is left to quantize");
@@ -91,6 +100,57 @@ fn as_it_was(input: &Path, output: &Path, mut report: Report, why: &str) -> Resu
     report.size_after = onnx::write(output, &onnx::read_valid(input)?.model)?;
     report.warnings.push(format!("{why}: the model is written as it was"));
     Ok(report)
+}
+
+/// Takes samples out of calibration to see on them that the bound is kept.
+fn hold_out(
+    bound: Bound,
+    samples: Option<&mut Samples>,
+    options: &Options,
+    mode: Mode,
+) -> Result<(Goal, Samples), Error> {
+    let (Some(samples), Mode::Static, false) = (samples, mode, options.effort == Effort::Fast) else {
+        let fault = Fault::new("a bound needs samples, --mode static and more effort than fast");
+        return Err(fault.at("--min-sqnr, --max-drop"));
+    };
+    let labels = options.labels.as_ref().map(|path| labels(path, samples)).transpose()?;
+    if samples.len() < 2 {
+        let fault = Fault::new("of one sample none can be held out to judge by").hint("give more samples");
+        return Err(fault.at("--calib"));
+    }
+    let (held, indices) = samples.hold_out(HELD_OUT.min(samples.len()));
+    let goal = match (bound, labels) {
+        (Bound::Sqnr(db), _) => Goal::Sqnr(db),
+        (Bound::Drop(points), None) => Goal::Changed(points),
+        (Bound::Drop(points), Some(mut all)) => {
+            Goal::Drop(points, indices.iter().filter_map(|&i| all.get_mut(i).map(std::mem::take)).collect())
+        }
+    };
+    Ok((goal, held))
+}
+
+/// The labels of each sample: one, or one for each row of its first input.
+fn labels(path: &Path, samples: &Samples) -> Result<Vec<Vec<usize>>, Error> {
+    let all = read_labels(path)?;
+    if all.len() == samples.len() {
+        return Ok(all.into_iter().map(|l| vec![l]).collect());
+    }
+    let rows = (0..samples.len())
+        .map(|i| Ok(samples.load(i)?.first().and_then(|a| a.shape().first().copied()).unwrap_or(1)))
+        .collect::<Result<Vec<usize>, Error>>()?;
+    let wanted: usize = rows.iter().sum();
+    if wanted != all.len() {
+        let message =
+            format!("there are {} labels for {wanted} rows in {} samples", all.len(), samples.len());
+        return Err(Fault::new(message).at(path.display()));
+    }
+    let mut rest = all.as_slice();
+    let share = |rows: usize| {
+        let Some((own, left)) = rest.split_at_checked(rows) else { fail!("labels end early") };
+        rest = left;
+        Ok(own.to_vec())
+    };
+    rows.into_iter().map(share).collect::<Result<_, Fault>>().map_err(|f| f.at(path.display()))
 }
 
 /// The least opset that the mode needs of this model.

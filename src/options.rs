@@ -60,6 +60,15 @@ pub enum Effort {
     Best,
 }
 
+/// What quantization may do to the outputs, as the user says it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    /// Every float output has at least this signal-to-noise ratio, in dB.
+    Sqnr(f64),
+    /// Top-1 falls by at most so many points; without labels, the best class changes in at most so many of 100 rows.
+    Drop(f64),
+}
+
 /// A mode's name that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no mode; there are {names}", names = Mode::NAMES.map(|(name, _)| name).join(", "))]
@@ -87,6 +96,10 @@ pub struct Options {
     pub calibrator: Calibrator,
     /// How much time may be spent on accuracy.
     pub effort: Effort,
+    /// A bound that the result must keep on samples held out of calibration.
+    pub bound: Option<Bound>,
+    /// Class numbers of the samples, for [`Bound::Drop`].
+    pub labels: Option<PathBuf>,
     /// Use at most this many samples.
     pub samples: Option<usize>,
     /// Name of the target.
@@ -117,6 +130,8 @@ impl Default for Options {
             recipe: None,
             calibrator: Calibrator::Auto,
             effort: Effort::Balanced,
+            bound: None,
+            labels: None,
             samples: None,
             target: "ort-cpu".into(),
             filter: Filter::default(),

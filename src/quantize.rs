@@ -8,6 +8,7 @@ pub mod candidate;
 pub mod dynamic;
 pub mod half;
 pub mod insert;
+mod network;
 pub mod placement;
 pub mod plan;
 pub mod target;

@@ -98,6 +98,9 @@ pub struct Quantized {
     pub smoothed: Vec<String>,
     /// What tuning did, in order.
     pub steps: Vec<crate::tune::Step>,
+    /// How the result did on the bound that it was to keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark: Option<crate::tune::goal::Mark>,
     /// Why a part of the graph could not be calibrated.
     pub problem: Option<String>,
     /// What the user should know of it.
@@ -154,6 +157,7 @@ impl Quantized {
             layers: Vec::new(),
             smoothed: Vec::new(),
             steps: Vec::new(),
+            mark: None,
             problem: problem.map(ToString::to_string),
             warnings: Vec::new(),
         }
@@ -312,6 +316,9 @@ impl Report {
             let more = self.outputs.len().saturating_sub(4);
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
             let _ = writeln!(text, "accuracy  {}{more}", outputs.join(", "));
+        }
+        if let Some(mark) = &self.quantized.mark {
+            let _ = writeln!(text, "{}", mark.summary());
         }
         text
     }

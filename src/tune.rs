@@ -5,12 +5,13 @@
 //! it does not help there.
 
 pub mod distance;
+pub mod goal;
 pub mod layer;
-pub mod ranges;
 pub mod reconstruct;
 pub mod rounding;
 pub mod sensitivity;
 pub mod smooth;
+pub mod tradeoff;
 
 use std::time::Instant;
 
@@ -21,10 +22,16 @@ use self::distance::{Distance, judged, mean_ratio};
 use crate::calibrate::read::Samples;
 use crate::error::Error;
 use crate::interpret::Program;
-use crate::ir::{Array, Graph, ValueId};
+use crate::ir::{Array, Graph, Tensor, ValueId};
 
 /// Samples on which steps are judged, at most.
 const JUDGING: usize = 32;
+
+/// In so many parts a sequence of changes is judged.
+const QUARTERS: usize = 4;
+
+/// Constants that change together.
+pub type Change = Vec<(ValueId, Array)>;
 
 /// What a step of tuning did.
 #[derive(Debug, Clone, Serialize)]
@@ -82,23 +89,34 @@ impl<'a> Judge<'a> {
         Ok(mean_ratio(&totals))
     }
 
-    /// Changes a quantized graph, and takes the change back if the outputs do not become closer.
-    pub fn attempt(
+    /// Makes changes to a quantized graph, each of which stands on those before it, as far as the outputs become closer
+    /// by them: all of them, or the first quarters, or none.
+    pub fn advance(
         &self,
         name: &'static str,
         quantized: &mut Graph,
-        change: impl FnOnce(&mut Graph) -> Result<(), Error>,
-    ) -> Result<Step, Error> {
-        let started = Instant::now();
+        changes: &[Change],
+        started: Instant,
+    ) -> Result<(Step, usize), Error> {
         let before = self.noise(quantized)?;
-        let backup = quantized.clone();
-        change(quantized)?;
-        let after = self.noise(quantized)?;
-        let kept = after < before;
-        if !kept {
-            *quantized = backup;
+        let (mut least, mut best) = (before, (quantized.clone(), 0));
+        let mut done = 0;
+        for quarter in 1..=QUARTERS {
+            let end = changes.len() * quarter / QUARTERS;
+            for (constant, array) in changes[done..end].iter().flatten() {
+                quantized.set_constant(*constant, Tensor::from_array(array));
+            }
+            if end == done {
+                continue;
+            }
+            done = end;
+            let noise = self.noise(quantized)?;
+            if noise < least {
+                (least, best) = (noise, (quantized.clone(), end));
+            }
         }
-        Ok(Step::new(name, (before, after), kept, started))
+        *quantized = best.0;
+        Ok((Step::new(name, (before, least), best.1 > 0, started), best.1))
     }
 }
 

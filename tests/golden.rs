@@ -71,7 +71,14 @@ fn quantize(model: &mut Model) -> String {
     }
     let choices = plan::choices(&seen, Calibrator::MinMax);
     let candidates = Candidates::of(graph, &target, &Filter::default(), &seen);
-    let placed = placement::place(graph, &target, candidates, &seen, &plan::noise(&seen, &choices));
+    let placed = placement::place(
+        graph,
+        &target,
+        target.noise_weight,
+        candidates,
+        &seen,
+        &plan::noise(&seen, &choices),
+    );
     let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, &target).unwrap();
     let facts = Quantized::plan(graph, &plan, None);
     insert::insert(graph, &plan);

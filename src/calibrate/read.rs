@@ -130,6 +130,20 @@ impl Samples {
         self.samples.truncate(count);
     }
 
+    /// Takes every `nth` sample out: those, and which they were.
+    pub fn hold_out(&mut self, nth: usize) -> (Self, Vec<usize>) {
+        let held = |i: usize| nth > 0 && i % nth == nth - 1;
+        let indices: Vec<usize> = (0..self.len()).filter(|&i| held(i)).collect();
+        let (mut out, mut kept) = (Vec::new(), Vec::new());
+        for (i, sample) in std::mem::take(&mut self.samples).into_iter().enumerate() {
+            if held(i) { out.push(sample) } else { kept.push(sample) }
+        }
+        self.samples = kept;
+        let Self { root, layout, inputs, recipe, .. } = self;
+        let (root, inputs, recipe) = (root.clone(), inputs.clone(), recipe.clone());
+        (Self { root, layout: *layout, inputs, recipe, samples: out, warnings: Mutex::default() }, indices)
+    }
+
     /// The samples' names for the user: a path, with a number if the file holds several.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.samples.iter().map(|sample| sample.name.as_str())

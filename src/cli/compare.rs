@@ -43,7 +43,7 @@ pub struct Compare {
     #[arg(long, value_name = "DB", allow_negative_numbers = true)]
     min_sqnr: Option<f64>,
     /// Gate: fail if top-1 falls by more points. Needs --labels.
-    #[arg(long, value_name = "POINTS", requires = "labels", allow_negative_numbers = true)]
+    #[arg(long, value_name = "POINTS", value_parser = super::compile::points, requires = "labels", allow_negative_numbers = true)]
     max_drop: Option<f64>,
     /// Compare every value that both models have, to find the layer at fault.
     #[arg(long)]

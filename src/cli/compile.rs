@@ -15,7 +15,7 @@ use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
 use crate::error::one_line;
 use crate::ir::DType;
-use crate::options::{Effort, Mode, Options};
+use crate::options::{Bound, Effort, Mode, Options};
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::{Algorithm, Blocked};
 use crate::quantize::{Half, Types};
@@ -47,6 +47,16 @@ pub struct Compile {
     /// How much time to spend on accuracy: fast (calibrated ranges only), balanced or best.
     #[arg(long, value_enum, default_value = "balanced", help_heading = "What to do")]
     effort: Effort,
+    /// Keep as much in float as it takes for every float output to have this SQNR on samples held out of calibration.
+    #[arg(long, value_name = "DB", conflicts_with = "max_drop", help_heading = "Accuracy")]
+    min_sqnr: Option<f64>,
+    /// The same for top-1, which may fall by this many points; without --labels, the best class of the first output may
+    /// change in this share of the rows.
+    #[arg(long, value_name = "POINTS", value_parser = points, help_heading = "Accuracy")]
+    max_drop: Option<f64>,
+    /// Class numbers of the samples, in their order: .npy, or text with one a line.
+    #[arg(long, value_name = "FILE", requires = "max_drop", help_heading = "Accuracy")]
+    labels: Option<PathBuf>,
     /// Use the first N samples; 100 are enough.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Calibration")]
     samples: Option<u32>,
@@ -179,6 +189,8 @@ impl Compile {
             recipe,
             calibrator: self.calibrator,
             effort: self.effort,
+            bound: self.min_sqnr.map(Bound::Sqnr).or(self.max_drop.map(Bound::Drop)),
+            labels: self.labels.clone(),
             samples: self.samples.map(|n| n as usize),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
@@ -242,6 +254,8 @@ impl Compile {
         words.extend(
             (self.effort != Effort::default()).then(|| format!("--effort {:?}", self.effort).to_lowercase()),
         );
+        words.extend(self.min_sqnr.map(|db| format!("--min-sqnr {db}")));
+        words.extend(self.max_drop.map(|points| format!("--max-drop {points}")));
         words.extend(self.samples.map(|n| format!("--samples {n}")));
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));
         if !self.only_ops.is_empty() {
@@ -262,6 +276,12 @@ impl Compile {
         words.extend(self.stop_after.map(|n| format!("--stop-after {n}")));
         words.join(" ")
     }
+}
+
+/// Points of 100, with or without a percent sign.
+pub(super) fn points(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    number.ok().filter(|p| p.is_finite()).ok_or_else(|| "not a number of points, such as 0.5 or 0.5%".into())
 }
 
 /// Integer types and their short names.

@@ -6,7 +6,7 @@ use clap::Command;
 const GROUPS: &[(&str, &[&str])] = &[
     ("Make", &["compile", "train"]),
     ("Check", &["compare", "run", "explain"]),
-    ("Look", &["inspect", "diff", "ops"]),
+    ("Look", &["inspect", "diff", "sensitivity", "ops"]),
     ("Shell", &["completions", "man"]),
 ];
 

@@ -105,8 +105,8 @@ impl Accuracy {
     }
 }
 
-/// Wilson's score interval of a proportion.
-fn wilson(hits: f64, n: f64) -> (f64, f64) {
+/// Wilson's 95 % score interval of a proportion.
+pub fn wilson(hits: f64, n: f64) -> (f64, f64) {
     let (p, z2) = (hits / n, Z * Z);
     let centre = p + z2 / (2.0 * n);
     let spread = Z * libm::sqrt(p * (1.0 - p) / n + z2 / (4.0 * n * n));

@@ -18,6 +18,12 @@ pub struct Closeness {
     pub max_error: f64,
     /// Share of the rows whose largest element is the same, where the last axis has more than one.
     pub argmax_agreement: f64,
+    /// Rows whose largest element was compared.
+    #[serde(skip)]
+    pub rows: u64,
+    /// Of those, the rows where it is the same.
+    #[serde(skip)]
+    pub agreeing: u64,
     /// Samples in which the output has another shape or type, or is not finite where the first is.
     pub bad_samples: usize,
     /// Are its elements floating-point numbers?
@@ -53,6 +59,8 @@ pub fn total(names: &[String], samples: &[Vec<Option<Sums>>]) -> Vec<Closeness> 
             cosine: sums.cosine(),
             max_error: sums.max_error,
             argmax_agreement: if sums.rows == 0 { 1.0 } else { sums.agreeing as f64 / sums.rows as f64 },
+            rows: sums.rows,
+            agreeing: sums.agreeing,
             bad_samples: sums.bad,
             float: sums.float,
         })

@@ -1,10 +1,11 @@
 //! The modes: each makes something else of a model whose passes have run.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 use super::{Watch, distances};
 use crate::calibrate::read::Samples;
-use crate::calibrate::run::calibrate;
+use crate::calibrate::run::{Calibration, calibrate};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
@@ -15,27 +16,42 @@ use crate::quantize::weight_only::blocked::Algorithm;
 use crate::quantize::weight_only::{self, Storage, gptq};
 use crate::quantize::{
     Half, Plan, Target, Types, dynamic, half, insert,
-    placement::{self, Placement},
+    placement::{self, Noise},
     plan,
 };
 use crate::report::Quantized;
 use crate::tune::Judge;
 use crate::tune::distance::judged;
-use crate::tune::ranges::{self, Choices};
+use crate::tune::goal::{Exam, Goal};
 use crate::tune::reconstruct::reconstruct;
-use crate::tune::sensitivity::Subject;
+use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::smooth::smooth;
+use crate::tune::tradeoff::{Choices, Proposal, Search};
 
 /// What a mode works with.
 pub struct Job<'a> {
     /// The samples, if there are any.
     pub samples: Option<&'a Samples>,
+    /// The bound that the result must keep, and samples held out of calibration to tell.
+    pub held_out: Option<(Goal, Samples)>,
     /// What the result is for.
     pub target: &'a Target,
     /// What the user chose.
     pub options: &'a Options,
     /// Told how far it is.
     pub watch: Watch<'a>,
+}
+
+/// A calibrated graph.
+pub struct Prepared {
+    /// Values whose loud channels were moved into the weights that read them.
+    pub smoothed: Vec<String>,
+    /// What the samples showed.
+    pub calibration: Calibration,
+    /// The range that suits each value by itself.
+    pub choices: Choices,
+    /// What could become integer.
+    pub candidates: Candidates,
 }
 
 impl Job<'_> {
@@ -107,8 +123,8 @@ impl Job<'_> {
         Ok(Quantized::half(done))
     }
 
-    /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
-    pub fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<(Quantized, Graph), Error> {
+    /// Calibrates: what the samples show of every value, and what could become integer.
+    pub fn prepare(&self, graph: &mut Graph, samples: &Samples) -> Result<Prepared, Error> {
         let Self { target, options, watch, .. } = *self;
         let smoothed = if options.effort == Effort::Fast { Vec::new() } else { smooth(graph, samples)? };
         let program = Program::new(graph)?;
@@ -119,53 +135,87 @@ impl Job<'_> {
             values.extend(judged(graph));
         }
         let calibration = calibrate(&program, &values, samples, &progress)?;
-        drop(program);
-        let seen = &calibration.seen;
-        let choices = plan::choices(seen, options.calibrator);
-        let candidates = Candidates::of(graph, target, &options.filter, seen);
-        let solve = |placement: &Placement, choices: &Choices| {
-            let mut plan = Plan::solve(graph, placement.clone(), seen, choices, options.calibrator, target)
-                .map_err(|f| f.at("solving scales and zero points"))?;
-            options.types.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
-            Ok::<_, Error>(plan)
+        let choices = plan::choices(&calibration.seen, options.calibrator);
+        let candidates = Candidates::of(graph, target, &options.filter, &calibration.seen);
+        Ok(Prepared { smoothed, calibration, choices, candidates })
+    }
+
+    /// What each value and each weight alone does to the outputs.
+    pub fn measure(&self, graph: &Graph, ready: &Prepared, samples: &Samples) -> Result<Measured, Error> {
+        let subject = Subject {
+            graph,
+            candidates: &ready.candidates.integer,
+            seen: &ready.calibration.seen,
+            calibrator: self.options.calibrator,
+            target: self.target,
         };
+        subject.measure(&ready.choices, samples, &|done, total| (self.watch)("measuring", done, total))
+    }
+
+    /// The plan for what noise costs, the noise of values, and their ranges.
+    pub fn solve(
+        &self,
+        graph: &Graph,
+        ready: &Prepared,
+        (weight, noise, choices): (f64, &Noise, &Choices),
+    ) -> Result<Plan, Error> {
+        let Self { target, options, .. } = *self;
+        let seen = &ready.calibration.seen;
+        let placement = placement::place(graph, target, weight, ready.candidates.clone(), seen, noise);
+        let mut plan = Plan::solve(graph, placement, seen, choices, options.calibrator, target)
+            .map_err(|f| f.at("solving scales and zero points"))?;
+        options.types.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
+        Ok(plan)
+    }
+
+    /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
+    pub fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<(Quantized, Graph), Error> {
+        let Self { target, options, watch, .. } = *self;
+        let exam = self.held_out.as_ref().map(|(goal, held)| Exam::new(graph, held, goal)).transpose()?;
+        let ready = self.prepare(graph, samples)?;
+        let (seen, choices) = (&ready.calibration.seen, &ready.choices);
         let mut tuned = Vec::new();
         let (plan, judge) = match options.effort {
             Effort::Fast => {
-                let noise = plan::noise(seen, &choices);
-                (solve(&placement::place(graph, target, candidates, seen, &noise), &choices)?, None)
+                let noise = plan::noise(seen, choices);
+                (self.solve(graph, &ready, (target.noise_weight, &noise, choices))?, None)
             }
             Effort::Balanced | Effort::Best => {
-                let integer = &candidates.integer;
-                let subject =
-                    Subject { graph, candidates: integer, seen, calibrator: options.calibrator, target };
-                let measured =
-                    subject.measure(&choices, samples, &|done, total| watch("measuring", done, total))?;
+                let measured = &self.measure(graph, &ready, samples)?;
                 let judge = Judge::new(graph, samples)?;
-                let (_, noise) = measured.pick(ranges::LEAST_NOISE);
-                let placement = placement::place(graph, target, candidates, seen, &noise);
-                let (plan, step) =
-                    ranges::choose(graph, &judge, &measured, &choices, |c| solve(&placement, c))?;
+                let solve = |proposal: Proposal| self.solve(graph, &ready, proposal);
+                let (own, exam) = (choices, exam.as_ref());
+                let search = Search { graph, judge: &judge, measured, own, target, exam, solve: &solve };
+                let (plan, step) = search.run()?;
                 tuned.push(step);
                 (plan, Some(judge))
             }
         };
-        let mut quantized = Quantized::plan(graph, &plan, calibration.problem.as_ref());
-        (quantized.smoothed, quantized.steps) = (smoothed, tuned);
+        let mut quantized = Quantized::plan(graph, &plan, ready.calibration.problem.as_ref());
+        (quantized.smoothed, quantized.steps) = (ready.smoothed, tuned);
         let reference = graph.clone();
         insert::insert(graph, &plan);
         quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
         if let Some(judge) =
             judge.filter(|_| options.types == Types::default() && !quantized.nodes.is_empty())
         {
-            let step = judge.attempt("rounding", graph, |graph| {
-                let progress = |done, total| watch("rounding", done, total);
-                quantized.layers =
-                    reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
-                Ok(())
-            })?;
+            let started = Instant::now();
+            let progress = |done, total| watch("rounding", done, total);
+            let (mut layers, changes) =
+                reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
+            let before = exam.as_ref().map(|_| graph.clone());
+            let (mut step, mut kept) = judge.advance("rounding", graph, &changes, started)?;
+            if let (Some(exam), Some(before)) = (&exam, before)
+                && !exam.mark(graph)?.met
+                && exam.mark(&before)?.met
+            {
+                (*graph, step.kept, kept) = (before, false, 0);
+            }
+            layers.truncate(kept);
+            quantized.layers = layers;
             quantized.steps.push(step);
         }
+        quantized.mark = exam.map(|exam| exam.mark(graph)).transpose()?;
         Ok((quantized, reference))
     }
 }

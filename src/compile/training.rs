@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::job::Job;
-use super::{Watch, distances, open_samples};
+use super::{Watch, distances, labels, open_samples};
 use crate::calibrate::read::{self, Samples};
 use crate::calibrate::run::calibrate;
 use crate::compare::accuracy::read_labels;
 use crate::error::{Error, Fault};
-use crate::fail;
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
 use crate::options::{Mode, Options};
@@ -113,7 +112,7 @@ fn post_training(input: &Path, options: &Options, watch: Watch) -> Result<Start,
     report.passes(passes::run(&mut model, options.stop_after)?);
     passes::check(&model, "the passes")?;
     report.samples(&samples);
-    let job = Job { samples: Some(&samples), target: &target, options, watch };
+    let job = Job { samples: Some(&samples), held_out: None, target: &target, options, watch };
     let (quantized, reference) = job.integers(&mut model.graph, &samples)?;
     report.quantized(quantized);
     Ok(Start { report, provenance, original, reference, model, samples })
@@ -187,30 +186,6 @@ fn shares<'a>(
     let every = HELD_OUT.min(samples.len());
     let (judging, learning) = (0..samples.len()).partition(|i| i % every == every - 1);
     Ok((share(samples, learning, &own), share(samples, judging, &own)))
-}
-
-/// The labels of each sample: one, or one for each row of its first input.
-fn labels(path: &Path, samples: &Samples) -> Result<Vec<Vec<usize>>, Error> {
-    let all = read_labels(path)?;
-    if all.len() == samples.len() {
-        return Ok(all.into_iter().map(|l| vec![l]).collect());
-    }
-    let rows = (0..samples.len())
-        .map(|i| Ok(samples.load(i)?.first().and_then(|a| a.shape().first().copied()).unwrap_or(1)))
-        .collect::<Result<Vec<usize>, Error>>()?;
-    let wanted: usize = rows.iter().sum();
-    if wanted != all.len() {
-        let message =
-            format!("there are {} labels for {wanted} rows in {} samples", all.len(), samples.len());
-        return Err(Fault::new(message).at(path.display()));
-    }
-    let mut rest = all.as_slice();
-    let share = |rows: usize| {
-        let Some((own, left)) = rest.split_at_checked(rows) else { fail!("labels end early") };
-        rest = left;
-        Ok(own.to_vec())
-    };
-    rows.into_iter().map(share).collect::<Result<_, Fault>>().map_err(|f| f.at(path.display()))
 }
 
 /// Names everything that decides the result, so that a checkpoint of another run is not taken for one of this.

@@ -10,12 +10,13 @@
 //! a weight. It is charged in the currency of the network, as a multiple of that share of the whole model's float time.
 //! An operator whose output is hard to represent in 8 bits must therefore save much time to become integer.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::{Candidate, Candidates, elements};
+use super::network::Network;
 use super::target::Target;
 use crate::calibrate::observer::Observers;
-use crate::ir::{DType, Graph, NodeId, Port, Rule, ValueId};
+use crate::ir::{DType, Graph, NodeId, Port, Rule, Tensor, ValueId};
 use crate::ops::conv::Conv;
 
 /// The outcome for every node.
@@ -25,6 +26,10 @@ pub struct Placement {
     pub integer: BTreeMap<NodeId, Candidate>,
     /// Float nodes that hold arithmetic, with the reason.
     pub float: BTreeMap<NodeId, String>,
+    /// Estimated time as a share of what the same nodes take in float, boundaries included.
+    pub time: f64,
+    /// Elements of the weights of float nodes, as a share of all weights.
+    pub float_weights: f64,
 }
 
 /// What quantization is known to do to the outputs: noise over signal, `10^(-SQNR/10)`.
@@ -36,18 +41,32 @@ pub struct Noise {
     pub weights: BTreeMap<NodeId, f64>,
 }
 
-/// Labels every node of the main graph.
+/// How much of all weights each candidate holds that would be float with it. The weight of a MatMul is stored in integers
+/// either way.
+fn weight_shares(graph: &Graph, candidates: &BTreeMap<NodeId, Candidate>) -> BTreeMap<NodeId, f64> {
+    let all: usize = graph.constants.iter().filter_map(|&c| graph.constant(c)).map(Tensor::len).sum();
+    let share = |(&id, c): (&NodeId, &Candidate)| {
+        let Rule::Contraction { weight, .. } = c.rule else { return None };
+        let own = graph.constant_input(id, weight).filter(|_| !graph.node(id).is("MatMul"))?;
+        Some((id, own.len() as f64 / all.max(1) as f64))
+    };
+    candidates.iter().filter_map(share).collect()
+}
+
+/// Labels every node of the main graph. Noise costs `noise_weight` in place of what the target says.
 pub fn place(
     graph: &Graph,
     target: &Target,
+    noise_weight: f64,
     candidates: Candidates,
     seen: &Observers<ValueId>,
     noise: &Noise,
 ) -> Placement {
     let Candidates { integer: mut candidates, float } = candidates;
+    let shares = weight_shares(graph, &candidates);
     let mut placement = Placement { float, ..Placement::default() };
     loop {
-        let integer = cheapest(graph, target, &candidates, seen, noise);
+        let (integer, time) = cheapest(graph, target, noise_weight, &candidates, seen, noise, &shares);
         // Which clamp stands behind which operator depends on the labels; one that lost its operator is float.
         let lost: Vec<NodeId> = candidates
             .values()
@@ -55,6 +74,9 @@ pub fn place(
             .map(|c| c.id)
             .collect();
         if lost.is_empty() {
+            placement.time = time;
+            let float = shares.iter().filter(|(id, _)| !integer.contains(id));
+            placement.float_weights = float.map(|(_, share)| share).sum();
             for (id, found) in candidates {
                 match integer.contains(&id) {
                     true => placement.integer.insert(id, found).is_none(),
@@ -98,14 +120,16 @@ pub fn is_sandwiched(graph: &Graph, id: NodeId, integer: &dyn Fn(NodeId) -> bool
     !uses.is_empty() && !graph.is_output(output) && uses.iter().all(|u| integer(u.node))
 }
 
-/// The set of integer nodes of least total cost.
+/// The set of integer nodes of least total cost, and the time it takes as a share of the float time.
 fn cheapest(
     graph: &Graph,
     target: &Target,
+    noise_weight: f64,
     candidates: &BTreeMap<NodeId, Candidate>,
     seen: &Observers<ValueId>,
     noise: &Noise,
-) -> BTreeSet<NodeId> {
+    shares: &BTreeMap<NodeId, f64>,
+) -> (BTreeSet<NodeId>, f64) {
     const INTEGER: usize = 0; // source side
     const FLOAT: usize = 1; // sink side
     let mut network = Network::with_vertices(2);
@@ -116,8 +140,14 @@ fn cheapest(
     for (id, c) in candidates {
         // Ties go to integer: less memory traffic, and one more operator that is counted as quantized.
         network.edge(INTEGER, vertex[id], c.float_cost * 1.0001);
-        let lost = whole * target.noise_weight * noise.weights.get(id).copied().unwrap_or(0.0);
-        network.edge(vertex[id], FLOAT, c.integer_cost + lost);
+        let share = shares.get(id).copied().unwrap_or(0.0);
+        network.penalty(INTEGER, vertex[id], whole * target.size_weight * share);
+        network.edge(vertex[id], FLOAT, c.integer_cost);
+        network.penalty(
+            vertex[id],
+            FLOAT,
+            whole * noise_weight * noise.weights.get(id).copied().unwrap_or(0.0),
+        );
         if matches!(c.rule, Rule::Clamp { .. })
             && let Some(producer) = clamped(graph, c, candidates)
         {
@@ -149,8 +179,8 @@ fn cheapest(
         if !made_by.is_some_and(|c| matches!(c.rule, Rule::SameScale | Rule::Rescale { .. })) && !before_clamp
         {
             let quantized = network.vertex();
-            let penalty = whole * target.noise_weight * noise.values.get(&value).copied().unwrap_or(0.0);
-            network.edge(quantized, FLOAT, penalty);
+            let ratio = noise.values.get(&value).copied().unwrap_or(0.0);
+            network.penalty(quantized, FLOAT, whole * noise_weight * ratio);
             network.edge(entry, quantized, f64::INFINITY);
             if !free_exit {
                 network.edge(producer, quantized, f64::INFINITY);
@@ -176,117 +206,6 @@ fn cheapest(
         }
     }
     let side = network.source_side(INTEGER, FLOAT);
-    vertex.into_iter().filter(|(_, v)| side[*v]).map(|(id, _)| id).collect()
-}
-
-/// A flow network with real capacities; maximum flow by Dinic's algorithm.
-pub(super) struct Network {
-    /// Edges leaving each vertex, by index into `edges`.
-    leaving: Vec<Vec<usize>>,
-    /// Head and residual capacity; edge `i ^ 1` is the reverse of edge `i`.
-    edges: Vec<(usize, f64)>,
-}
-
-impl Network {
-    const EPSILON: f64 = 1e-6;
-
-    pub(super) fn with_vertices(count: usize) -> Self {
-        Self { leaving: vec![Vec::new(); count], edges: Vec::new() }
-    }
-
-    pub(super) fn vertex(&mut self) -> usize {
-        self.leaving.push(Vec::new());
-        self.leaving.len() - 1
-    }
-
-    pub(super) fn edge(&mut self, from: usize, to: usize, capacity: f64) {
-        if from != to {
-            self.leaving[from].push(self.edges.len());
-            self.edges.push((to, capacity));
-            self.leaving[to].push(self.edges.len());
-            self.edges.push((from, 0.0));
-        }
-    }
-
-    /// Distance from `source` in edges with capacity left; `usize::MAX` where there is no way.
-    fn levels(&self, source: usize) -> Vec<usize> {
-        let mut level = vec![usize::MAX; self.leaving.len()];
-        level[source] = 0;
-        let mut queue = VecDeque::from([source]);
-        while let Some(vertex) = queue.pop_front() {
-            for &edge in &self.leaving[vertex] {
-                let (to, capacity) = self.edges[edge];
-                if capacity > Self::EPSILON && level[to] == usize::MAX {
-                    level[to] = level[vertex] + 1;
-                    queue.push_back(to);
-                }
-            }
-        }
-        level
-    }
-
-    /// One augmenting path along the levels, without recursion; the flow pushed, 0 if there is none.
-    fn augment(&mut self, source: usize, sink: usize, level: &[usize], next: &mut [usize]) -> f64 {
-        let mut path: Vec<usize> = Vec::new();
-        let mut vertex = source;
-        while vertex != sink {
-            let Some(&edge) = self.leaving[vertex].get(next[vertex]) else {
-                let Some(back) = path.pop() else { return 0.0 };
-                vertex = self.edges[back ^ 1].0;
-                next[vertex] += 1;
-                continue;
-            };
-            let (to, capacity) = self.edges[edge];
-            match capacity > Self::EPSILON && level[vertex].checked_add(1) == Some(level[to]) {
-                true => {
-                    path.push(edge);
-                    vertex = to;
-                }
-                false => next[vertex] += 1,
-            }
-        }
-        let flow = path.iter().map(|&e| self.edges[e].1).fold(f64::INFINITY, f64::min);
-        for edge in path {
-            self.edges[edge].1 -= flow;
-            self.edges[edge ^ 1].1 += flow;
-        }
-        flow
-    }
-
-    /// After a maximum flow: which vertices can still be reached from the source.
-    pub(super) fn source_side(mut self, source: usize, sink: usize) -> Vec<bool> {
-        loop {
-            let level = self.levels(source);
-            if level[sink] == usize::MAX {
-                return level.iter().map(|&l| l != usize::MAX).collect();
-            }
-            let mut next = vec![0; self.leaving.len()];
-            while self.augment(source, sink, &level, &mut next) > 0.0 {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Network;
-
-    #[test]
-    fn the_cut_separates_at_the_narrowest_place() {
-        // source 0 -5-> 2 -1-> 3 -5-> sink 1: only vertex 2 stays with the source.
-        let mut network = Network::with_vertices(4);
-        network.edge(0, 2, 5.0);
-        network.edge(2, 3, 1.0);
-        network.edge(3, 1, 5.0);
-        assert_eq!(network.source_side(0, 1), [true, false, true, false]);
-    }
-
-    #[test]
-    fn infinite_edges_are_never_cut() {
-        let mut network = Network::with_vertices(4);
-        network.edge(0, 2, 3.0);
-        network.edge(2, 3, f64::INFINITY);
-        network.edge(3, 1, 4.0);
-        network.edge(0, 3, 0.5);
-        assert_eq!(network.source_side(0, 1), [true, false, false, false]);
-    }
+    let time = if whole > 0.0 { network.time(&side) / whole } else { 1.0 };
+    (vertex.into_iter().filter(|(_, v)| side[*v]).map(|(id, _)| id).collect(), time)
 }

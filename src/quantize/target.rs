@@ -24,6 +24,8 @@ pub struct Target {
     pub rescaling: bool,
     /// What noise costs: this times `10^(-SQNR/10)` of a quantized value, as a share of the model's float time.
     pub noise_weight: f64,
+    /// What float weights cost: this times their share of all weights, as a share of the model's float time.
+    pub size_weight: f64,
     /// Nanoseconds that an operator with a constant weight may lose: a smaller file is wanted for itself.
     pub weight_credit: f64,
     /// What a change between float and integer costs.

@@ -13,13 +13,14 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use self::rows::Rows;
+use super::Change;
 use super::layer::{Bias, Layer};
 use super::rounding::{Grid, Moments};
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
 use crate::interpret::lockstep::Lockstep;
 use crate::interpret::{Program, node_label};
-use crate::ir::{Array, Graph, NodeId, Tensor, ValueId};
+use crate::ir::{Array, Graph, NodeId, ValueId};
 use crate::quantize::weights::pairs;
 
 /// At most this many samples are run side by side.
@@ -55,15 +56,15 @@ struct Target {
     rows: Vec<f32>,
 }
 
-/// Rounds the weights of `quantized` anew. `reference` is the graph that it was made from, with the same node ids;
+/// Rounds the weights of `quantized` anew: what became of each layer, and its new constants. `reference` is the graph that it was made from, with the same node ids;
 /// `saturating_pairs` as in [`crate::quantize::Target`].
 pub fn reconstruct(
     reference: &Graph,
-    quantized: &mut Graph,
+    quantized: &Graph,
     samples: &Samples,
     saturating_pairs: bool,
     progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Vec<Gain>, Error> {
+) -> Result<(Vec<Gain>, Vec<Change>), Error> {
     let count = samples.len().min(RUNS);
     let inputs =
         (0..count).map(|i| samples.load(i * samples.len() / count)).collect::<Result<Vec<_>, _>>()?;
@@ -73,7 +74,7 @@ pub fn reconstruct(
     let layers: Vec<Layer> =
         lockstep.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
     let mut gains = Vec::new();
-    let mut solved: Vec<(ValueId, Array)> = Vec::new();
+    let mut changes: Vec<Change> = Vec::new();
     for part in parts(&layers) {
         let targets = targets(reference, &float, &inputs, part)?;
         for layer in part {
@@ -84,16 +85,11 @@ pub fn reconstruct(
             let (gain, constants) =
                 solver.solve().map_err(|e| e.within(node_label(quantized, layer.node)))?;
             gains.push(gain);
-            for (constant, real, array) in constants {
-                lockstep.replace(real.0, &real.1);
-                solved.push((constant, array));
-            }
+            constants.iter().for_each(|(_, real, _)| lockstep.replace(real.0, &real.1));
+            changes.push(constants.into_iter().map(|(constant, _, array)| (constant, array)).collect());
         }
     }
-    for (constant, array) in solved {
-        quantized.set_constant(constant, Tensor::from_array(&array));
-    }
-    Ok(gains)
+    Ok((gains, changes))
 }
 
 fn rows(layer: &Layer) -> usize {

@@ -64,6 +64,16 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// The noise of each value with its widest range.
+    pub fn values(&self) -> impl Iterator<Item = (ValueId, f64)> {
+        self.values.iter().filter_map(|(&id, tried)| Some((id, tried.first()?.1)))
+    }
+
+    /// The noise of the weight of each node, rounded to the nearest integers.
+    pub fn weights(&self) -> impl Iterator<Item = (NodeId, f64)> {
+        self.weights.iter().map(|(&id, &ratio)| (id, ratio / AFTER_ROUNDING))
+    }
+
     /// The range of each value and its noise: the widest, unless another has less noise than this share of it. With 0 no
     /// value is clipped.
     pub fn pick(&self, share: f64) -> (BTreeMap<ValueId, Choice>, Noise) {

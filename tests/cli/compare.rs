@@ -9,7 +9,7 @@ use super::{Outcome, args, compiled, digits, qonnx, repository, samples, tempdir
 use qonnx::ir::{Array, Tensor};
 
 /// The first pictures that the classifier has not seen, and their labels.
-fn labelled(dir: &TempDir, count: usize) -> (PathBuf, PathBuf) {
+pub fn labelled(dir: &TempDir, count: usize) -> (PathBuf, PathBuf) {
     let file = std::fs::File::open(repository("tests/data/digits/eval.npz")).unwrap();
     let mut archive = NpzReader::new(file).unwrap();
     let images: Array3<u8> = archive.by_name("images").unwrap();

@@ -1,5 +1,6 @@
 //! The command line, through the binary: every command on small models, and what happens to bad input.
 
+mod accuracy;
 mod bad_input;
 mod compare;
 mod compile;

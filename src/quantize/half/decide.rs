@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Half, Ranges, slots};
 use crate::interpret::node_label;
 use crate::ir::{DType, Graph, NodeId, ValueId, schedule};
-use crate::quantize::placement::Network;
+use crate::quantize::network::Network;
 
 /// An operator that squares its input sums at least one square: beyond the root of the largest float16 it overflows.
 const LARGEST_SQUARED: f32 = 255.0;

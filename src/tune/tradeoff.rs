@@ -1,0 +1,159 @@
+//! Time against noise: several ways to quantize are tried, each on the whole quantized graph.
+//!
+//! What a value alone does to the outputs is a guide, not the truth: errors of many values add up where they are loud in
+//! the same samples, and a few samples say little about rare ones. So the guide makes proposals, which differ in how much
+//! they clip and in how dear noise is to them, and what they really do to the outputs decides.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::goal::Exam;
+use super::sensitivity::Measured;
+use super::{Judge, Step};
+use crate::calibrate::threshold::Choice;
+use crate::error::Error;
+use crate::ir::{Graph, ValueId};
+use crate::quantize::placement::Noise;
+use crate::quantize::{Plan, Target, insert};
+
+/// The ranges of values.
+pub type Choices = BTreeMap<ValueId, Choice>;
+
+/// Share of the widest range's noise that another must have no more than, value by value: from no clipping to much.
+const CLIPPING: [f64; 3] = [0.0, 0.5, 0.9];
+/// Samples to come may be louder than those that were judged: noise of clipped values counts for more by this factor.
+const CLIPPED: f64 = 1.05;
+/// Less than this share of the cost is not worth clipping.
+const WORTHWHILE: f64 = 0.995;
+/// How many times dearer than the target says noise is made, one after the other for as long as it pays.
+const DEARER: [f64; 3] = [3.0, 10.0, 30.0];
+
+/// The same to keep a bound; at the last nothing is likely to be left in integers.
+const DEAREST: i32 = 12;
+/// How often the gap between too cheap and dear enough is halved.
+const HALVINGS: usize = 2;
+
+/// What noise costs, the noise of values, and their ranges.
+pub type Proposal<'a> = (f64, &'a Noise, &'a Choices);
+
+/// How dear noise is at the points of the curve.
+const CURVE: [f64; 8] = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
+
+/// A point of the curve.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    /// How many times dearer noise is than the target says.
+    pub dearer: f64,
+    /// Estimated time as a share of the float time.
+    pub time: f64,
+    /// Noise over signal at the outputs.
+    pub noise: f64,
+    /// How many nodes are integer.
+    pub integer: usize,
+}
+
+/// A way to quantize and what it gives.
+struct Attempt {
+    plan: Plan,
+    graph: Graph,
+    share: f64,
+    dearer: f64,
+    /// Noise over signal at the outputs, on the samples that judge.
+    noise: f64,
+    /// Time and noise in the currency of the target: shares of the float time.
+    cost: f64,
+}
+
+/// What is tried, and on what.
+pub struct Search<'a> {
+    /// The float graph.
+    pub graph: &'a Graph,
+    /// What judges.
+    pub judge: &'a Judge<'a>,
+    /// What each value alone does.
+    pub measured: &'a Measured,
+    /// Ranges of values that were not measured.
+    pub own: &'a Choices,
+    /// What noise and float weights cost.
+    pub target: &'a Target,
+    /// The bound that the result must keep, if there is one.
+    pub exam: Option<&'a Exam<'a>>,
+    /// Makes a plan.
+    pub solve: &'a dyn Fn(Proposal) -> Result<Plan, Error>,
+}
+
+impl Search<'_> {
+    /// The plan that costs least, or that costs least of those that keep the bound.
+    pub fn run(&self) -> Result<(Plan, Step), Error> {
+        let started = Instant::now();
+        let mut best = self.attempt(CLIPPING[0], 1.0)?;
+        let before = best.noise;
+        for &share in &CLIPPING[1..] {
+            let other = self.attempt(share, 1.0)?;
+            if other.cost < best.cost * WORTHWHILE {
+                best = other;
+            }
+        }
+        for dearer in DEARER {
+            let other = self.attempt(best.share, dearer)?;
+            if other.cost >= best.cost {
+                break;
+            }
+            best = other;
+        }
+        if let Some(exam) = self.exam {
+            best = self.keep(exam, best)?;
+        }
+        let step = Step::new("trade-off", (before, best.noise), best.noise != before, started);
+        Ok((best.plan, step))
+    }
+
+    /// Estimated time, as a share of the float time, and noise over signal at the outputs for noise of different costs:
+    /// from cheap to dear.
+    pub fn curve(&self) -> Result<Vec<Point>, Error> {
+        let point = |dearer: f64| {
+            let Attempt { plan, noise, .. } = self.attempt(0.0, dearer)?;
+            Ok(Point { dearer, time: plan.placement.time, noise, integer: plan.placement.integer.len() })
+        };
+        CURVE.iter().map(|&dearer| point(dearer)).collect()
+    }
+
+    fn attempt(&self, share: f64, dearer: f64) -> Result<Attempt, Error> {
+        let (picked, noise) = self.measured.pick(share);
+        let mut choices = self.own.clone();
+        choices.extend(picked);
+        let plan = (self.solve)((self.target.noise_weight * dearer, &noise, &choices))?;
+        let mut graph = self.graph.clone();
+        insert::insert(&mut graph, &plan);
+        let noise = if plan.activations.is_empty() { 0.0 } else { self.judge.noise(&graph)? };
+        let counted = if share > 0.0 { noise * CLIPPED } else { noise };
+        let size = self.target.size_weight * plan.placement.float_weights;
+        let cost = plan.placement.time + size + self.target.noise_weight * counted;
+        Ok(Attempt { plan, graph, share, dearer, noise, cost })
+    }
+
+    /// The fastest attempt found that keeps the bound: noise is made dearer until it does, then as cheap as it may be.
+    fn keep(&self, exam: &Exam, best: Attempt) -> Result<Attempt, Error> {
+        let passes = |a: &Attempt| Ok::<_, Error>(a.plan.activations.is_empty() || exam.mark(&a.graph)?.met);
+        if passes(&best)? {
+            return Ok(best);
+        }
+        let (share, mut cheap) = (best.share, best.dearer);
+        let mut kept = best;
+        for _ in 0..DEAREST {
+            kept = self.attempt(share, kept.dearer * 3.0)?;
+            if passes(&kept)? {
+                break;
+            }
+            cheap = kept.dearer;
+        }
+        for _ in 0..HALVINGS {
+            let between = self.attempt(share, libm::sqrt(cheap * kept.dearer))?;
+            match passes(&between)? {
+                true if between.plan.placement.time <= kept.plan.placement.time => kept = between,
+                _ => cheap = between.dearer,
+            }
+        }
+        Ok(kept)
+    }
+}
