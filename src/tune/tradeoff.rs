@@ -25,8 +25,10 @@ const CLIPPING: [f64; 3] = [0.0, 0.5, 0.9];
 const CLIPPED: f64 = 1.05;
 /// Less than this share of the cost is not worth clipping.
 const WORTHWHILE: f64 = 0.995;
-/// How many times dearer than the target says noise is made, one after the other for as long as it pays.
+/// How many times dearer than the target says noise is made, to see whether that pays.
 const DEARER: [f64; 3] = [3.0, 10.0, 30.0];
+/// Less than this share of the cost is not worth a float operator between integer ones.
+const BROKEN: f64 = 0.98;
 
 /// The same to keep a bound; at the last nothing is likely to be left in integers.
 const DEAREST: i32 = 12;
@@ -94,12 +96,13 @@ impl Search<'_> {
                 best = other;
             }
         }
-        for dearer in DEARER {
-            let other = self.attempt(best.share, dearer)?;
-            if other.cost >= best.cost {
-                break;
+        let dearer = DEARER.map(|dearer| self.attempt(best.share, dearer));
+        for other in dearer {
+            let other = other?;
+            let worthwhile = if best.dearer > 1.0 { 1.0 } else { BROKEN };
+            if other.cost < best.cost * worthwhile {
+                best = other;
             }
-            best = other;
         }
         if let Some(exam) = self.exam {
             best = self.keep(exam, best)?;
