@@ -4,8 +4,9 @@
 
 QONNX is the built binary. The shipped digits model and every model of `models.py` are compiled static, weight-only
 and with `--mode none`; each output must pass onnx.checker, load in ONNX Runtime, stay close to fp32 on feeds that
-calibration did not see, and reach the integer kernels it was made for. Then: the same bytes on every run and thread
-count, and one clear line for bad input. Every check prints a line, the last line counts them, and the exit status is 1
+calibration did not see, and reach the integer kernels it was made for. Models that were trained with quantization keep
+the scales they learned and what they computed. Then: the same bytes on every run and thread count, and one clear line
+for bad input. Every check prints a line, the last line counts them, and the exit status is 1
 if one failed.
 """
 
@@ -28,6 +29,7 @@ from onnx import numpy_helper
 import models
 
 DIGITS = Path(__file__).parent / "data" / "digits.onnx"
+TRAINED = sorted((Path(__file__).parent / "data" / "qat").glob("*.onnx"))
 CALIBRATION, EVALUATION = 32, 16  # feeds of each model
 FLOAT_KERNELS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 LEVEL = ort.GraphOptimizationLevel
@@ -258,6 +260,39 @@ class Suite:
             self.same_bytes(title, DIGITS, calib, directory, output)
         self.options(directory, calib)
 
+    def trained(self, source):
+        """A model as a trainer with quantization exports it: the result computes what the source computes."""
+        directory = self.work / source.stem
+        calib = directory / "calib"
+        calib.mkdir(parents=True)
+        model, stored = onnx.load(source), np.load(source.with_suffix(".npz"))
+        weights = {w.name for w in model.graph.initializer}
+        (name,) = [i.name for i in model.graph.input if i.name not in weights]
+        random = lambda key, i: {name: seeded(source.stem, key, i).standard_normal(stored["x"].shape, np.float32)}
+        # Far larger than what was trained on: a range derived from these would be another.
+        samples = [{name: 3 * random("calib", i)[name]} for i in range(8)]
+        write_feeds(samples, "npz", calib)
+        feeds, reference = [{name: stored["x"]}], [[stored["y"]]]
+        if all(node.domain in ("", "ai.onnx") for node in model.graph.node):
+            feeds += [random("eval", i) for i in range(EVALUATION)]
+            reference = run(source, feeds, LEVEL.ORT_DISABLE_ALL)
+        title, output = f"trained {source.stem}", directory / "static.onnx"
+        if not self.compile(title, source, output, "--calib", calib):
+            return
+        self.valid(title, source, output)
+        self.close(title, output, feeds, reference, 45)
+        self.spec(title, output, feeds)
+        largest = max(float(np.abs(y).max()) for y, in reference)
+
+        def step():  # of the output, or a hundredth of its largest element where that is not rounded
+            far = max(float(np.abs(a - b).max()) for (a,), (b,) in zip(run(output, feeds), reference))
+            size = last_step(onnx.load(output)) or 0.01 * largest
+            return far <= 1.01 * size, f"off by {far:.2g} at most, {size:.2g} allowed"
+
+        self.check(f"{title}: within one step of the source everywhere", step)
+        learned, kept = activation_scales(model), activation_scales(onnx.load(output))
+        self.check(f"{title}: learned scales are kept", learned <= kept, f"{sorted(learned)} in {sorted(kept)}")
+
     def options(self, directory, calib):
         """The flags of the command, each for its effect."""
 
@@ -372,6 +407,28 @@ def same_graph(a, b):
     return onnx.load(a).graph == onnx.load(b).graph
 
 
+def activation_scales(model):
+    """The scales by which a model rounds activations: of its QuantizeLinear and Quant nodes that read no constant."""
+    known = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    known |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in model.graph.node if n.op_type == "Constant"}
+    rounding = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "Quant") and n.input[0] not in known]
+    return {float(known[n.input[1]].reshape(-1)[0]) for n in rounding if n.input[1] in known}
+
+
+def last_step(model):
+    """The scale of the last QuantizeLinear before the outputs, if one lies there with nothing but sums behind it."""
+    known = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    steps, wanted = [], [output.name for output in model.graph.output]
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node and node.op_type == "DequantizeLinear":
+            steps.append(float(known[node.input[1]].max()))
+        elif node and node.op_type in ("Add", "Identity"):
+            wanted += node.input
+    return max(steps, default=None)
+
+
 def merged(counts):
     """Counts with fused float kernels under the plain name."""
     total = collections.Counter()
@@ -383,7 +440,7 @@ def merged(counts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("qonnx", help="the built binary")
-    parser.add_argument("--only", help="one model of models.py, or `digits` or `bad`")
+    parser.add_argument("--only", help="one model of models.py or tests/data/qat, or `digits` or `bad`")
     parser.add_argument("--keep", type=Path, help="work in this new directory and leave the files there")
     options = parser.parse_args()
     ort.set_default_logger_severity(3)
@@ -394,6 +451,7 @@ def main():
         wanted = lambda name: options.only in (None, name)
         jobs = [("digits", suite.digits), ("bad", suite.bad_input)]
         jobs += [(case.name, lambda case=case: suite.model(case)) for case in models.CASES]
+        jobs += [(source.stem, lambda source=source: suite.trained(source)) for source in TRAINED]
         for name, job in jobs:
             if wanted(name):
                 job()
