@@ -60,6 +60,9 @@ pub struct Train {
     /// Bits of activations, 2 to 8.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8), help_heading = "What to do")]
     activation_bits: u32,
+    /// One scale for each weight instead of one for each of its channels.
+    #[arg(long, help_heading = "What to do")]
+    per_tensor: bool,
     /// Scales and zero points stay as they are after N steps.
     #[arg(long, value_name = "N", help_heading = "Training")]
     freeze_after: Option<u64>,
@@ -181,6 +184,7 @@ impl Train {
             validation_labels: self.validation_labels.clone(),
             weight_bits: self.bits,
             activation_bits: self.activation_bits,
+            per_tensor: self.per_tensor,
         };
         Ok((options, training))
     }
@@ -198,6 +202,7 @@ impl Train {
             format!("--bits {} --activation-bits {}", self.bits, self.activation_bits),
             lower(format!("--patience {} --seed {} --effort {:?}", self.patience, self.seed, self.effort)),
         ];
+        words.extend(self.per_tensor.then(|| "--per-tensor".into()));
         words.extend(self.freeze_after.map(|n| format!("--freeze-after {n}")));
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));
         words.join(" ")

@@ -38,6 +38,8 @@ pub struct TrainOptions {
     pub weight_bits: u32,
     /// Bits of activations, 2 to 8.
     pub activation_bits: u32,
+    /// One scale for each weight, not one for each of its channels.
+    pub per_tensor: bool,
 }
 
 /// Trains a quantized form of the model in `input` and writes it to `output`, which is replaced whole or left as it was.
@@ -141,9 +143,13 @@ fn student(
 ) -> Result<Student, Error> {
     let mut student = Student::new(quantized, reference)?;
     let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
-    if training.weight_bits < 8 {
+    if training.per_tensor {
+        student.join_channels();
+    }
+    if training.weight_bits < 8 || training.per_tensor {
         student.narrow_weights(training.weight_bits).map_err(|f| f.at("--bits"))?;
-    } else if target.saturating_pairs {
+    }
+    if training.weight_bits == 8 && target.saturating_pairs {
         for index in 0..student.quantizers.len() {
             let weight = matches!(student.quantizers[index].kind, Kind::Weight { .. });
             if weight && student.quantizers[index].fake.low < 0 {
@@ -198,7 +204,7 @@ fn fingerprint(
     let labels = [classes(&training.labels)?, classes(&training.validation_labels)?];
     let validation = validation.map(Samples::digest).transpose()?;
     let settings = Settings { checkpoint: None, ..training.settings.clone() };
-    let bits = (training.weight_bits, training.activation_bits);
+    let bits = (training.weight_bits, training.activation_bits, training.per_tensor);
     let text = format!("{} {settings:?} {bits:?} {labels:?} {validation:?}", start.digest);
     Ok(onnx::digest(text.as_bytes()))
 }

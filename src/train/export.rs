@@ -53,8 +53,10 @@ impl Student {
                 graph.set_constant(constant, Tensor::from_array(scale));
             }
             if let Some(constant) = slots.1 {
+                // Where channels came to share a scale, they share a zero point.
                 let (dtype, shape) = match graph.constant(constant) {
-                    Some(t) => (t.dtype(), t.shape().to_vec()),
+                    Some(t) if t.len() == scale.len() => (t.dtype(), t.shape().to_vec()),
+                    Some(t) => (t.dtype(), scale.shape().to_vec()),
                     None => continue,
                 };
                 let count = shape.iter().product();
@@ -70,6 +72,10 @@ impl Student {
             let (integers, scales) = FakeBias::integers(real.slice()?, input, weight);
             graph.set_constant(bias.integers, Tensor::from_array(&Array::new(real.shape(), integers)?));
             let shape = graph.constant(bias.scales).map_or(vec![], |t| t.shape().to_vec());
+            let scales = match scales[..] {
+                [one] => vec![one; shape.iter().product()],
+                _ => scales,
+            };
             graph.set_constant(bias.scales, Tensor::from_array(&Array::new(&shape, scales)?));
         }
         for (parameter, value) in self.parameters.iter().zip(values) {

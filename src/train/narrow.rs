@@ -21,6 +21,20 @@ fn original(student: &Student, reference: &Graph, quantize: NodeId) -> Option<Va
 }
 
 impl Student {
+    /// Gives every weight one scale instead of one for each channel, as runtimes without scales by channel need it.
+    /// [`Student::narrow_weights`] then chooses it.
+    pub fn join_channels(&mut self) {
+        for index in 0..self.quantizers.len() {
+            let quantizer = &mut self.quantizers[index];
+            if matches!(quantizer.kind, Kind::Weight { .. }) && quantizer.fake.axis.take().is_some() {
+                let (scale, fake) = (quantizer.scale, &quantizer.fake);
+                let (low, high) = (fake.low, fake.high);
+                self.parameters[scale].start = Array::scalar(1f32);
+                self.limit(index, low, high);
+            }
+        }
+    }
+
     /// Holds weights to `bits` bits.
     pub fn narrow_weights(&mut self, bits: u32) -> Result<(), Fault> {
         let high = (1 << (bits - 1)) - 1;
