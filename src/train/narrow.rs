@@ -6,7 +6,7 @@ use super::student::{Kind, Student};
 use crate::calibrate::observer::Observers;
 use crate::calibrate::threshold::{Calibrator, Grid};
 use crate::error::Fault;
-use crate::ir::{Array, Graph, NodeId, ValueId};
+use crate::ir::{Array, Graph, NodeId, Tensor, ValueId};
 
 /// Shares of the greatest weight that are tried as the end of a channel's range, in fiftieths.
 const FIFTIETHS: std::ops::RangeInclusive<u16> = 15..=50;
@@ -29,7 +29,9 @@ impl Student {
             if matches!(quantizer.kind, Kind::Weight { .. }) && quantizer.fake.axis.take().is_some() {
                 let (scale, fake) = (quantizer.scale, &quantizer.fake);
                 let (low, high) = (fake.low, fake.high);
-                self.parameters[scale].start = Array::scalar(1f32);
+                let one = Array::scalar(1f32);
+                self.graph.set_constant(self.parameters[scale].value, Tensor::from_array(&one));
+                self.parameters[scale].start = one;
                 self.limit(index, low, high);
             }
         }
