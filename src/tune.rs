@@ -57,14 +57,18 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Runs the float graph on some of the samples.
+    /// Runs the float graph on some of the samples, evenly spread.
     pub fn new(reference: &Graph, samples: &'a Samples) -> Result<Self, Error> {
-        let (program, parts) = (Program::new(reference)?, judged(reference));
         let count = samples.len().min(JUDGING);
-        let wanted = (0..count).into_par_iter().map(|i| {
-            let index = i * samples.len() / count;
-            Ok((index, program.values(&samples.load(index)?, &parts)?))
-        });
+        let indices: Vec<usize> = (0..count).map(|i| i * samples.len() / count).collect();
+        Self::on(reference, samples, &indices)
+    }
+
+    /// Runs the float graph on the samples with these indices.
+    pub fn on(reference: &Graph, samples: &'a Samples, indices: &[usize]) -> Result<Self, Error> {
+        let (program, parts) = (Program::new(reference)?, judged(reference));
+        let wanted =
+            indices.par_iter().map(|&index| Ok((index, program.values(&samples.load(index)?, &parts)?)));
         Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts })
     }
 

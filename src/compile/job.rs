@@ -23,7 +23,7 @@ use crate::report::Quantized;
 use crate::tune::Judge;
 use crate::tune::distance::judged;
 use crate::tune::goal::{Exam, Goal};
-use crate::tune::reconstruct::reconstruct;
+use crate::tune::reconstruct::{held_out, reconstruct};
 use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::smooth::smooth;
 use crate::tune::tradeoff::{Choices, Proposal, Search};
@@ -175,10 +175,10 @@ impl Job<'_> {
         let ready = self.prepare(graph, samples)?;
         let (seen, choices) = (&ready.calibration.seen, &ready.choices);
         let mut tuned = Vec::new();
-        let (plan, judge) = match options.effort {
+        let plan = match options.effort {
             Effort::Fast => {
                 let noise = plan::noise(seen, choices);
-                (self.solve(graph, &ready, (target.noise_weight, &noise, choices))?, None)
+                self.solve(graph, &ready, (target.noise_weight, &noise, choices))?
             }
             Effort::Balanced | Effort::Best => {
                 let measured = &self.measure(graph, &ready, samples)?;
@@ -188,7 +188,7 @@ impl Job<'_> {
                 let search = Search { graph, judge: &judge, measured, own, target, exam, solve: &solve };
                 let (plan, step) = search.run()?;
                 tuned.push(step);
-                (plan, Some(judge))
+                plan
             }
         };
         let mut quantized = Quantized::plan(graph, &plan, ready.calibration.problem.as_ref());
@@ -196,14 +196,14 @@ impl Job<'_> {
         let reference = graph.clone();
         insert::insert(graph, &plan);
         quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
-        if let Some(judge) =
-            judge.filter(|_| options.types == Types::default() && !quantized.nodes.is_empty())
-        {
+        let rounds = options.effort != Effort::Fast && options.types == Types::default();
+        if rounds && !quantized.nodes.is_empty() {
             let started = Instant::now();
             let progress = |done, total| watch("rounding", done, total);
             let (mut layers, changes) =
                 reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
             let before = exam.as_ref().map(|_| graph.clone());
+            let judge = Judge::on(&reference, samples, &held_out(samples.len()))?;
             let (mut step, mut kept) = judge.advance("rounding", graph, &changes, started)?;
             if let (Some(exam), Some(before)) = (&exam, before)
                 && !exam.mark(graph)?.met

@@ -24,16 +24,16 @@ use crate::ir::{Array, Graph, NodeId, ValueId};
 use crate::quantize::weights::pairs;
 
 /// At most this many samples are run side by side.
-const RUNS: usize = 48;
+const RUNS: usize = 100;
 /// Rows of a layer's problem: as many as this times its weights by channel, within limits.
-const ROWS_A_WEIGHT: usize = 3;
-const ROWS: std::ops::RangeInclusive<usize> = 512..=4096;
+const ROWS_A_WEIGHT: usize = 6;
+const ROWS: std::ops::RangeInclusive<usize> = 1024..=8192;
 /// A layer with more weights by channel is left as it is: its problem would take too long.
 const DEEPEST: usize = 4608;
 /// Bytes of target rows that are kept at a time.
 const TARGETS: usize = 256 << 20;
 /// The power that holds weights to where they started, as a share of the mean power of an input.
-const RIDGE: f32 = 0.01;
+const RIDGE: f32 = 1.0;
 /// One sample in so many takes no part in the choice and judges it.
 const HELD_OUT: usize = 5;
 /// Rounds of descent: saturated outputs choose their targets anew in each.
@@ -65,9 +65,7 @@ pub fn reconstruct(
     saturating_pairs: bool,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<(Vec<Gain>, Vec<Change>), Error> {
-    let count = samples.len().min(RUNS);
-    let inputs =
-        (0..count).map(|i| samples.load(i * samples.len() / count)).collect::<Result<Vec<_>, _>>()?;
+    let inputs = runs(samples.len()).map(|i| samples.load(i)).collect::<Result<Vec<_>, _>>()?;
     let (float, program) = (Program::new(reference)?, Program::new(quantized)?);
     let mut lockstep = Lockstep::new(&program, &inputs)?;
     let same = |l: &Layer| reference.has_node(l.node) && l.depth <= DEEPEST;
@@ -90,6 +88,24 @@ pub fn reconstruct(
         }
     }
     Ok((gains, changes))
+}
+
+/// The samples that are run, evenly spread over `samples`.
+fn runs(samples: usize) -> impl Iterator<Item = usize> {
+    let count = samples.min(RUNS);
+    (0..count).map(move |i| i * samples / count)
+}
+
+/// Does the run take part in the choice? With few runs all do.
+fn takes_part(run: usize, runs: usize) -> bool {
+    runs < HELD_OUT || run % HELD_OUT != HELD_OUT - 1
+}
+
+/// Of so many samples, those that take no part in the choice of weights though they are run; all of them if there are few.
+pub fn held_out(samples: usize) -> Vec<usize> {
+    let all: Vec<usize> = runs(samples).collect();
+    let out = |(run, _): &(usize, &usize)| all.len() < HELD_OUT || !takes_part(*run, all.len());
+    all.iter().enumerate().filter(out).map(|(_, &index)| index).collect()
 }
 
 fn rows(layer: &Layer) -> usize {
@@ -210,7 +226,7 @@ impl Solver<'_> {
         let partners = self.partners();
         let grid = |&scale: &f32| Grid { scale, limit: 127, partners: &partners, pair_limit: pairs::LIMIT };
         let grids: Vec<Grid> = scales.iter().map(grid).collect();
-        let taken = |run: usize| self.targets.len() < HELD_OUT || run % HELD_OUT != HELD_OUT - 1;
+        let taken = |run: usize| takes_part(run, self.targets.len());
         let inputs = self.inputs()?;
         let solve_group = |group: usize| -> Result<Fitted, Error> {
             let channels = group * per_group..(group + 1) * per_group;
