@@ -368,8 +368,9 @@ def plain(*shape):
 
 
 CASES = [
+    # The pool of a few pixels takes as long in float, where it adds no noise; in integers it is seen in the digits.
     Case("residual_cnn", residual_cnn, pictures(3, 48),
-         fused={"QLinearConv": 6, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1}, sqnr=32),
+         fused={"QLinearConv": 6, "QLinearAdd": 2, "QGemm": 1}, sqnr=32),
     Case("depthwise_cnn", depthwise_cnn, pictures(3, 32, batch=2),
          fused={"QLinearConv": 8, "QLinearAdd": 2, "QGemm": 1}, sqnr=20),
     Case("conv_1d", conv_1d, lambda rng, index: {"x": smooth(rng, 1, 8, 24 + 4 * (index % 4))}, layout="npy",
