@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,13 @@ def main():
             command = [arguments.qonnx, "train", arguments.model, output, "--data", arguments.data, "--json", report, "-q"]
             # Options given twice are refused.
             given = more if not extra else [w for i, w in enumerate(more) if "--epochs" not in more[max(0, i - 1):i + 1]]
+            started = time.monotonic()
             done = subprocess.run([*map(str, command), *given, *extra], capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr)
-            facts = json.loads(report.read_text())
-            training = facts["training"]
-            text = "" if extra else f"  epoch {training['written']} of {len(training['epochs']) - 1}, {facts['seconds']:.0f} s"
+            seconds = time.monotonic() - started
+            training = json.loads(report.read_text())["training"]
+            text = "" if extra else f"  epoch {training['written']} of {len(training['epochs']) - 1}, {seconds:.0f} s"
             row(title, scores(output, samples), text)
 
 
