@@ -15,10 +15,14 @@ mod shell;
 mod train;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::calibrate::config::{Config, Recipe};
+use crate::error::Error;
 
 /// Version and facts of the build.
 const LONG_VERSION: &str = concat!(
@@ -114,6 +118,17 @@ fn keep_memory() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20); // more is refused by older versions
         libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
     }
+}
+
+/// Points of 100, with or without a percent sign.
+fn points(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    number.ok().filter(|p| p.is_finite()).ok_or_else(|| "not a number of points, such as 0.5 or 0.5%".into())
+}
+
+/// The preprocessing of pictures that a file of settings describes, if there is one.
+fn recipe(config: Option<&Path>) -> Result<Option<Recipe>, Error> {
+    Ok(config.map(Config::read).transpose()?.and_then(|config| config.preprocess))
 }
 
 /// Sets the number of threads of the process.

@@ -25,7 +25,7 @@ use crate::report::Report;
 use crate::report::provenance::{self, Provenance};
 use crate::tune::goal::Goal;
 
-pub use self::sensitivity::{Choice, Layer, Sensitivity, sensitivity};
+pub use self::sensitivity::{Layer, Sensitivity, sensitivity};
 pub use self::training::{TrainOptions, train};
 
 /// Told what is going on: a phase, and how many of how many steps are done. Called from several threads.
@@ -47,6 +47,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
     target.rescaling &= options.types == Types::default();
     options.types.check(&target).map_err(|f| f.at("--mode static"))?;
+    check_bound(options, mode)?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
     let mut samples = match mode {
@@ -73,7 +74,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         passes::check(&model, "the passes")?;
         report.passes(log);
         let held_out =
-            options.bound.map(|bound| hold_out(bound, samples.as_mut(), options, mode)).transpose()?;
+            options.bound.zip(samples.as_mut()).map(|(b, s)| hold_out(b, s, options)).transpose()?;
         let job = Job { samples: samples.as_ref(), held_out, target: &target, options, watch };
         let quantized = job.run(&mut model, mode)?;
         if quantized.is_nothing() {
@@ -102,17 +103,18 @@ fn as_it_was(input: &Path, output: &Path, mut report: Report, why: &str) -> Resu
     Ok(report)
 }
 
+/// Refuses a bound that nothing would judge.
+fn check_bound(options: &Options, mode: Mode) -> Result<(), Error> {
+    let judged = mode == Mode::Static && options.effort != Effort::Fast && options.float.is_none();
+    if options.bound.is_none() || judged && options.calib.is_some() {
+        return Ok(());
+    }
+    let fault = Fault::new("a bound needs samples and --mode static, without --effort fast or --float");
+    Err(fault.at("--min-sqnr, --max-drop"))
+}
+
 /// Takes samples out of calibration to see on them that the bound is kept.
-fn hold_out(
-    bound: Bound,
-    samples: Option<&mut Samples>,
-    options: &Options,
-    mode: Mode,
-) -> Result<(Goal, Samples), Error> {
-    let (Some(samples), Mode::Static, false) = (samples, mode, options.effort == Effort::Fast) else {
-        let fault = Fault::new("a bound needs samples, --mode static and more effort than fast");
-        return Err(fault.at("--min-sqnr, --max-drop"));
-    };
+fn hold_out(bound: Bound, samples: &mut Samples, options: &Options) -> Result<(Goal, Samples), Error> {
     let labels = options.labels.as_ref().map(|path| labels(path, samples)).transpose()?;
     if samples.len() < 2 {
         let fault = Fault::new("of one sample none can be held out to judge by").hint("give more samples");

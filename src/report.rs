@@ -259,6 +259,9 @@ impl Report {
                 .push(format!("a part of the graph stays float, for it could not be run: {problem}"));
         }
         self.warnings.extend(quantized.warnings.iter().cloned());
+        if let Some(mark) = quantized.mark.as_ref().filter(|mark| !mark.met) {
+            self.warnings.push(mark.summary());
+        }
         self.quantized = quantized;
     }
 

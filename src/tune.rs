@@ -124,6 +124,11 @@ impl<'a> Judge<'a> {
     }
 }
 
+/// Noise over signal in dB; `None` if there is no noise.
+pub fn sqnr_db(ratio: f64) -> Option<f64> {
+    (ratio > 0.0).then(|| -10.0 * libm::log10(ratio))
+}
+
 impl Step {
     /// A step that changed noise over signal from the one to the other.
     pub fn new(name: &'static str, (before, after): (f64, f64), kept: bool, started: Instant) -> Self {

@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::console;
 use super::progress::Progress;
 use super::run::Numerics;
-use crate::calibrate::config::Config;
 use crate::calibrate::read::{self, Samples};
 use crate::compare::accuracy::{self, Accuracy, Best};
 use crate::compare::closeness::{self, Closeness};
@@ -43,7 +42,8 @@ pub struct Compare {
     #[arg(long, value_name = "DB", allow_negative_numbers = true)]
     min_sqnr: Option<f64>,
     /// Gate: fail if top-1 falls by more points. Needs --labels.
-    #[arg(long, value_name = "POINTS", value_parser = super::compile::points, requires = "labels", allow_negative_numbers = true)]
+    #[arg(long, value_name = "POINTS", value_parser = super::points, requires = "labels",
+          allow_negative_numbers = true)]
     max_drop: Option<f64>,
     /// Compare every value that both models have, to find the layer at fault.
     #[arg(long)]
@@ -124,10 +124,7 @@ impl Compare {
     }
 
     fn open(&self, graph: &crate::ir::Graph) -> anyhow::Result<Samples> {
-        let recipe = match &self.config {
-            Some(path) => Config::read(path)?.preprocess,
-            None => None,
-        };
+        let recipe = super::recipe(self.config.as_deref())?;
         let inputs = read::open_inputs(graph).map_err(|f| f.at(self.data.display()))?;
         let mut samples = read::open(&self.data, &inputs, recipe.as_ref())?;
         if let Some(limit) = self.samples {

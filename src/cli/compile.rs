@@ -10,7 +10,6 @@ use super::progress::Progress;
 use anyhow::Context;
 use clap::Args;
 
-use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
 use crate::error::one_line;
@@ -52,7 +51,7 @@ pub struct Compile {
     min_sqnr: Option<f64>,
     /// The same for top-1, which may fall by this many points; without --labels, the best class of the first output may
     /// change in this share of the rows.
-    #[arg(long, value_name = "POINTS", value_parser = points, help_heading = "Accuracy")]
+    #[arg(long, value_name = "POINTS", value_parser = super::points, help_heading = "Accuracy")]
     max_drop: Option<f64>,
     /// Class numbers of the samples, in their order: .npy, or text with one a line.
     #[arg(long, value_name = "FILE", requires = "max_drop", help_heading = "Accuracy")]
@@ -179,10 +178,7 @@ impl Compile {
     }
 
     fn options(&self) -> anyhow::Result<Options> {
-        let recipe = match &self.config {
-            Some(path) => Config::read(path)?.preprocess,
-            None => None,
-        };
+        let recipe = super::recipe(self.config.as_deref())?;
         Ok(Options {
             mode: self.mode,
             calib: self.calib.clone(),
@@ -276,12 +272,6 @@ impl Compile {
         words.extend(self.stop_after.map(|n| format!("--stop-after {n}")));
         words.join(" ")
     }
-}
-
-/// Points of 100, with or without a percent sign.
-pub(super) fn points(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    number.ok().filter(|p| p.is_finite()).ok_or_else(|| "not a number of points, such as 0.5 or 0.5%".into())
 }
 
 /// Integer types and their short names.

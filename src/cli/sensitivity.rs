@@ -8,7 +8,6 @@ use anyhow::Context;
 use clap::Args;
 
 use super::progress::Progress;
-use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::{Sensitivity, sensitivity};
 use crate::error::one_line;
@@ -56,10 +55,7 @@ impl Sense {
     /// Measures and prints.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         super::start_threads(self.threads)?;
-        let recipe = match &self.config {
-            Some(path) => Config::read(path)?.preprocess,
-            None => None,
-        };
+        let recipe = super::recipe(self.config.as_deref())?;
         let options = Options {
             calib: Some(self.calib.clone()),
             recipe,
@@ -100,7 +96,7 @@ fn text(found: &Sensitivity, top: usize) -> String {
     let _ = writeln!(text, "\nWhat there is to choose from");
     let _ = writeln!(text, "{:>9} {:>9} {:>10}", "SQNR dB", "integer", "time/fp32");
     for choice in &found.choices {
-        let mark = if choice.default { "  the default" } else { "" };
+        let mark = if choice.dearer == 1.0 { "  the default" } else { "" };
         let (sqnr, integer) = (db(choice.sqnr_db), choice.integer);
         let _ = writeln!(text, "{sqnr:>9} {integer:>9} {:>10.2}{mark}", choice.time);
     }

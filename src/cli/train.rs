@@ -8,7 +8,6 @@ use clap::Args;
 
 use super::console;
 use super::progress::Progress;
-use crate::calibrate::config::Config;
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::{TrainOptions, train};
 use crate::options::{Effort, Mode, Options};
@@ -142,10 +141,7 @@ impl Train {
     }
 
     fn options(&self) -> anyhow::Result<(Options, TrainOptions)> {
-        let recipe = match &self.config {
-            Some(path) => Config::read(path)?.preprocess,
-            None => None,
-        };
+        let recipe = super::recipe(self.config.as_deref())?;
         let loss = self.loss.unwrap_or(if self.labels.is_some() { Loss::Both } else { Loss::Distill });
         if matches!(loss, Loss::CrossEntropy | Loss::Both) && self.labels.is_none() {
             anyhow::bail!("--loss cross-entropy and both need --labels");

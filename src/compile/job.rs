@@ -195,7 +195,11 @@ impl Job<'_> {
         (quantized.smoothed, quantized.steps) = (ready.smoothed, tuned);
         let reference = graph.clone();
         insert::insert(graph, &plan);
-        quantized.store(weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?);
+        let before = exam.as_ref().map(|_| graph.clone());
+        let stored = weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?;
+        if !taken_back(exam.as_ref(), graph, before)? {
+            quantized.store(stored);
+        }
         let rounds = options.effort != Effort::Fast && options.types == Types::default();
         if rounds && !quantized.nodes.is_empty() {
             let started = Instant::now();
@@ -205,11 +209,8 @@ impl Job<'_> {
             let before = exam.as_ref().map(|_| graph.clone());
             let judge = Judge::on(&reference, samples, &held_out(samples.len()))?;
             let (mut step, mut kept) = judge.advance("rounding", graph, &changes, started)?;
-            if let (Some(exam), Some(before)) = (&exam, before)
-                && !exam.mark(graph)?.met
-                && exam.mark(&before)?.met
-            {
-                (*graph, step.kept, kept) = (before, false, 0);
+            if taken_back(exam.as_ref(), graph, before)? {
+                (step.kept, kept) = (false, 0);
             }
             layers.truncate(kept);
             quantized.layers = layers;
@@ -217,5 +218,13 @@ impl Job<'_> {
         }
         quantized.mark = exam.map(|exam| exam.mark(graph)).transpose()?;
         Ok((quantized, reference))
+    }
+}
+
+/// Takes a change back if it broke the bound, and tells whether it did.
+fn taken_back(exam: Option<&Exam>, graph: &mut Graph, before: Option<Graph>) -> Result<bool, Error> {
+    match (exam, before) {
+        (Some(exam), Some(before)) => exam.restore(graph, before),
+        _ => Ok(false),
     }
 }

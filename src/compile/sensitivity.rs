@@ -1,21 +1,22 @@
 //! Which layers the outputs feel most, and what it costs to spare them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::job::Job;
+use super::job::{Job, Prepared};
 use super::{Watch, open_samples};
 use crate::error::{Error, Fault};
 use crate::interpret::node_label;
-use crate::ir::NodeId;
+use crate::ir::{Graph, NodeId};
 use crate::onnx;
 use crate::options::{Effort, Mode, Options};
 use crate::passes;
 use crate::quantize::Target;
-use crate::tune::Judge;
-use crate::tune::tradeoff::{Proposal, Search};
+use crate::tune::sensitivity::Measured;
+use crate::tune::tradeoff::{Point, Proposal, Search};
+use crate::tune::{Judge, sqnr_db};
 
 /// What a layer alone does to the outputs.
 #[derive(Debug, Clone, Serialize)]
@@ -33,19 +34,6 @@ pub struct Layer {
     pub saves: f64,
 }
 
-/// A way to quantize the model, from fast to exact.
-#[derive(Debug, Clone, Serialize)]
-pub struct Choice {
-    /// Nodes in integers.
-    pub integer: usize,
-    /// Estimated time as a share of the float time.
-    pub time: f64,
-    /// SQNR of the outputs in dB, before weights are rounded anew; `None` if nothing is quantized.
-    pub sqnr_db: Option<f64>,
-    /// Is it what `compile` starts from?
-    pub default: bool,
-}
-
 /// The layers, the most sensitive first, and the choices that there are.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sensitivity {
@@ -55,19 +43,14 @@ pub struct Sensitivity {
     pub samples: usize,
     /// Every layer that could become integer.
     pub layers: Vec<Layer>,
-    /// What leaving the most sensitive layers in float gives and costs.
-    pub choices: Vec<Choice>,
-}
-
-fn db(ratio: f64) -> Option<f64> {
-    (ratio > 0.0).then(|| -10.0 * libm::log10(ratio))
+    /// What leaving the most sensitive layers in float gives and costs: from fast to exact.
+    pub choices: Vec<Point>,
 }
 
 /// Measures what each layer of the model alone does to its outputs in 8 bits.
 pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sensitivity, Error> {
-    let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
+    let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
     let options = &Options { effort: Effort::Balanced, ..options.clone() };
-    target.rescaling = false;
     let mut model = onnx::read_inlined(input)?.model;
     let Some(samples) = open_samples(&model.graph, options, Mode::Static)? else {
         return Err(Fault::new("there are no samples").at("--calib"));
@@ -90,49 +73,54 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
         exam: None,
         solve: &solve,
     };
-    let points = search.curve()?;
-    let choice = |p: &crate::tune::tradeoff::Point| Choice {
-        integer: p.integer,
-        time: p.time,
-        sqnr_db: db(p.noise),
-        default: p.dearer == 1.0,
-    };
-    let whole: f64 = ready.candidates.integer.values().map(|c| c.float_cost).sum();
-    let mut ratios: BTreeMap<Option<NodeId>, Vec<(String, f64, f64)>> = BTreeMap::new();
-    for (value, ratio) in measured.values() {
-        let producer = graph.producer(value).map(|p| p.0);
-        ratios.entry(producer).or_default().push((graph.name(value).to_string(), ratio, 0.0));
-    }
-    for (node, ratio) in measured.weights() {
-        ratios.entry(Some(node)).or_default().push((String::new(), 0.0, ratio));
-    }
-    let mut layers: Vec<(f64, Layer)> = Vec::new();
-    for (node, parts) in ratios {
-        let Some(id) = node else {
-            layers.extend(parts.into_iter().map(|(name, ratio, _)| (ratio, of_input(name, ratio))));
-            continue;
-        };
-        let output = parts.iter().map(|p| p.1).fold(0.0, f64::max);
-        let weight = parts.iter().map(|p| p.2).fold(0.0, f64::max);
-        let cost = ready.candidates.integer.get(&id).map_or(0.0, |c| c.float_cost - c.integer_cost);
-        let layer = Layer {
-            node: node_label(graph, id),
-            op: graph.node(id).op_type.clone(),
-            output_db: db(output),
-            weight_db: db(weight),
-            saves: if whole > 0.0 { cost / whole } else { 0.0 },
-        };
-        layers.push((output + weight, layer));
-    }
-    layers.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.node.cmp(&b.1.node)));
+    let choices = search.curve()?;
     Ok(Sensitivity {
         model: input.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         samples: samples.len(),
-        layers: layers.into_iter().map(|(_, layer)| layer).collect(),
-        choices: points.iter().map(choice).collect(),
+        layers: layers(graph, &ready, &measured),
+        choices,
     })
 }
 
-fn of_input(name: String, ratio: f64) -> Layer {
-    Layer { node: name, op: "input".into(), output_db: db(ratio), weight_db: None, saves: 0.0 }
+/// The nodes and the inputs that bring noise, the loudest first.
+fn layers(graph: &Graph, ready: &Prepared, measured: &Measured) -> Vec<Layer> {
+    let (mut outputs, mut found) = (BTreeMap::<NodeId, f64>::new(), Vec::new());
+    for (value, ratio) in measured.values() {
+        match graph.producer(value) {
+            Some((node, _)) => {
+                let loudest = outputs.entry(node).or_default();
+                *loudest = loudest.max(ratio);
+            }
+            None => {
+                let node = graph.name(value).to_string();
+                let layer = Layer {
+                    node,
+                    op: "input".into(),
+                    output_db: sqnr_db(ratio),
+                    weight_db: None,
+                    saves: 0.0,
+                };
+                found.push((ratio, layer));
+            }
+        }
+    }
+    let weights: BTreeMap<NodeId, f64> = measured.weights().collect();
+    let candidates = &ready.candidates.integer;
+    let whole: f64 = candidates.values().map(|c| c.float_cost).sum();
+    let nodes: BTreeSet<NodeId> = outputs.keys().chain(weights.keys()).copied().collect();
+    for id in nodes {
+        let of = |ratios: &BTreeMap<NodeId, f64>| ratios.get(&id).copied().unwrap_or(0.0);
+        let (output, weight) = (of(&outputs), of(&weights));
+        let saved = candidates.get(&id).map_or(0.0, |c| c.float_cost - c.integer_cost);
+        let layer = Layer {
+            node: node_label(graph, id),
+            op: graph.node(id).op_type.clone(),
+            output_db: sqnr_db(output),
+            weight_db: sqnr_db(weight),
+            saves: if whole > 0.0 { saved / whole } else { 0.0 },
+        };
+        found.push((output + weight, layer));
+    }
+    found.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.node.cmp(&b.1.node)));
+    found.into_iter().map(|(_, layer)| layer).collect()
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::calibrate::read::Samples;
+use crate::compare::accuracy::read_labels;
 use crate::error::Error;
 use crate::ir::Model;
 use crate::onnx::{self, Source};
@@ -16,7 +17,7 @@ pub const KEY: &str = "qonnx.provenance_sha256";
 /// What a result is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provenance {
-    /// The model, its external data, the samples.
+    /// The model, its external data, the samples, their labels.
     pub files: Vec<PathBuf>,
     /// The first 16 digits of a SHA-256 over version, options, and the contents of the files.
     pub digest: String,
@@ -47,6 +48,10 @@ impl Provenance {
         if let Some(samples) = samples {
             add(&samples.digest()?);
             files.extend(samples.files().map(Path::to_owned));
+        }
+        if let Some(labels) = &options.labels {
+            add(&format!("{:?}", read_labels(labels)?));
+            files.push(labels.clone());
         }
         let digest = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
         Ok(Self { files, digest })

@@ -75,6 +75,15 @@ impl<'a> Exam<'a> {
         self.judge(answers)
     }
 
+    /// Puts `before` back if it keeps the bound and `graph`, which was made from it, does not; tells whether it did.
+    pub fn restore(&self, graph: &mut Graph, before: Graph) -> Result<bool, Error> {
+        let broken = !self.mark(graph)?.met && self.mark(&before)?.met;
+        if broken {
+            *graph = before;
+        }
+        Ok(broken)
+    }
+
     fn judge(&self, answers: Vec<Answer>) -> Result<Mark, Error> {
         let (sums, bests): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
         let outputs = closeness::total(&self.names, &sums);
@@ -87,10 +96,13 @@ impl<'a> Exam<'a> {
                 Mark { what: "dB SQNR", bound: *bound, reached: worst, interval: None, met, samples }
             }
             Goal::Changed(bound) => {
-                let (rows, agreeing) = outputs.first().map_or((0, 0), |o| (o.rows, o.agreeing));
-                let changed = (rows - agreeing) as f64;
-                let (low, high) = accuracy::wilson(changed, rows.max(1) as f64);
-                let points = 100.0 * changed / rows.max(1) as f64;
+                let Some(first) = outputs.first().filter(|o| o.rows > 0) else {
+                    let fault = Fault::new("the first output has no scores by class");
+                    return Err(fault.hint("--min-sqnr bounds outputs of any kind").at("--max-drop"));
+                };
+                let (rows, changed) = (first.rows as f64, (first.rows - first.agreeing) as f64);
+                let (low, high) = accuracy::wilson(changed, rows);
+                let points = 100.0 * changed / rows;
                 Mark {
                     what: "points of rows with another best class",
                     bound: *bound,

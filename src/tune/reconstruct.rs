@@ -56,8 +56,8 @@ struct Target {
     rows: Vec<f32>,
 }
 
-/// Rounds the weights of `quantized` anew: what became of each layer, and its new constants. `reference` is the graph that it was made from, with the same node ids;
-/// `saturating_pairs` as in [`crate::quantize::Target`].
+/// Rounds the weights of `quantized` anew: what became of each layer, and its new constants. `reference` is the graph that
+/// it was made from, with the same node ids; `saturating_pairs` as in [`crate::quantize::Target`].
 pub fn reconstruct(
     reference: &Graph,
     quantized: &Graph,

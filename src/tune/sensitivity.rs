@@ -59,7 +59,7 @@ enum Trial {
 pub struct Measured {
     /// Of each value, with each range that was tried; the widest first.
     values: BTreeMap<ValueId, Vec<(Option<Choice>, f64)>>,
-    /// Of the weight of each node.
+    /// Of the weight of each node, rounded to the nearest integers.
     weights: BTreeMap<NodeId, f64>,
 }
 
@@ -69,16 +69,17 @@ impl Measured {
         self.values.iter().filter_map(|(&id, tried)| Some((id, tried.first()?.1)))
     }
 
-    /// The noise of the weight of each node, rounded to the nearest integers.
+    /// The noise of the weight of each node.
     pub fn weights(&self) -> impl Iterator<Item = (NodeId, f64)> {
-        self.weights.iter().map(|(&id, &ratio)| (id, ratio / AFTER_ROUNDING))
+        self.weights.iter().map(|(&id, &ratio)| (id, ratio))
     }
 
     /// The range of each value and its noise: the widest, unless another has less noise than this share of it. With 0 no
     /// value is clipped.
     pub fn pick(&self, share: f64) -> (BTreeMap<ValueId, Choice>, Noise) {
         let mut choices = BTreeMap::new();
-        let mut noise = Noise { weights: self.weights.clone(), ..Noise::default() };
+        let weights = self.weights().map(|(id, ratio)| (id, ratio * AFTER_ROUNDING)).collect();
+        let mut noise = Noise { weights, ..Noise::default() };
         for (&id, tried) in &self.values {
             let better =
                 |a: (Option<Choice>, f64), b: (Option<Choice>, f64)| if b.1 < a.1 * share { b } else { a };
@@ -107,7 +108,7 @@ impl Subject<'_> {
         let mut measured = Measured::default();
         for (trial, ratio) in trials.iter().zip(ratios) {
             match trial {
-                Trial::Weight(node, ..) => drop(measured.weights.insert(*node, ratio * AFTER_ROUNDING)),
+                Trial::Weight(node, ..) => drop(measured.weights.insert(*node, ratio)),
                 Trial::Value(id, _, choice) => measured.values.entry(*id).or_default().push((*choice, ratio)),
             }
         }

@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use serde::Serialize;
+
 use super::goal::Exam;
 use super::sensitivity::Measured;
-use super::{Judge, Step};
+use super::{Judge, Step, sqnr_db};
 use crate::calibrate::threshold::Choice;
 use crate::error::Error;
 use crate::ir::{Graph, ValueId};
@@ -30,28 +32,27 @@ const DEARER: [f64; 3] = [3.0, 10.0, 30.0];
 /// Less than this share of the cost is not worth a float operator between integer ones.
 const BROKEN: f64 = 0.98;
 
-/// The same to keep a bound; at the last nothing is likely to be left in integers.
-const DEAREST: i32 = 12;
-/// How often the gap between too cheap and dear enough is halved.
+/// To keep a bound, noise is made three times dearer at most this often: then hardly anything is left in integers.
+const STEPS: usize = 12;
+/// How often the gap between too cheap and dear enough is halved after that.
 const HALVINGS: usize = 2;
+/// How dear noise is at the points of the curve.
+const CURVE: [f64; 8] = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 
 /// What noise costs, the noise of values, and their ranges.
 pub type Proposal<'a> = (f64, &'a Noise, &'a Choices);
 
-/// How dear noise is at the points of the curve.
-const CURVE: [f64; 8] = [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
-
-/// A point of the curve.
-#[derive(Debug, Clone, Copy)]
+/// A way to quantize, and what it gives.
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct Point {
-    /// How many times dearer noise is than the target says.
+    /// How many times dearer noise is than the target says; at 1 it is what the search starts from.
     pub dearer: f64,
+    /// Nodes in integers.
+    pub integer: usize,
     /// Estimated time as a share of the float time.
     pub time: f64,
-    /// Noise over signal at the outputs.
-    pub noise: f64,
-    /// How many nodes are integer.
-    pub integer: usize,
+    /// SQNR of the outputs in dB, before weights are rounded anew; `None` if they lose nothing.
+    pub sqnr_db: Option<f64>,
 }
 
 /// A way to quantize and what it gives.
@@ -96,9 +97,8 @@ impl Search<'_> {
                 best = other;
             }
         }
-        let dearer = DEARER.map(|dearer| self.attempt(best.share, dearer));
-        for other in dearer {
-            let other = other?;
+        for dearer in DEARER {
+            let other = self.attempt(best.share, dearer)?;
             let worthwhile = if best.dearer > 1.0 { 1.0 } else { BROKEN };
             if other.cost < best.cost * worthwhile {
                 best = other;
@@ -111,12 +111,12 @@ impl Search<'_> {
         Ok((best.plan, step))
     }
 
-    /// Estimated time, as a share of the float time, and noise over signal at the outputs for noise of different costs:
-    /// from cheap to dear.
+    /// What comes out where noise is cheap, and where it is dear.
     pub fn curve(&self) -> Result<Vec<Point>, Error> {
         let point = |dearer: f64| {
-            let Attempt { plan, noise, .. } = self.attempt(0.0, dearer)?;
-            Ok(Point { dearer, time: plan.placement.time, noise, integer: plan.placement.integer.len() })
+            let Attempt { plan: Plan { placement, .. }, noise, .. } = self.attempt(CLIPPING[0], dearer)?;
+            let (integer, sqnr_db) = (placement.integer.len(), sqnr_db(noise));
+            Ok(Point { dearer, integer, time: placement.time, sqnr_db })
         };
         CURVE.iter().map(|&dearer| point(dearer)).collect()
     }
@@ -143,7 +143,7 @@ impl Search<'_> {
         }
         let (share, mut cheap) = (best.share, best.dearer);
         let mut kept = best;
-        for _ in 0..DEAREST {
+        for _ in 0..STEPS {
             kept = self.attempt(share, kept.dearer * 3.0)?;
             if passes(&kept)? {
                 break;

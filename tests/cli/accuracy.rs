@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::compare::labelled;
-use super::{Outcome, args, digits, qonnx, samples, tempdir};
+use super::{args, digits, model, qonnx, samples, tempdir};
 
 fn report(path: &std::path::Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -17,35 +17,20 @@ fn integers(report: &Value) -> usize {
 fn a_bound_on_the_sqnr_is_kept_by_leaving_layers_in_float() {
     let dir = tempdir();
     let (out, json) = (dir.path().join("out.onnx"), dir.path().join("report.json"));
-    let compile = |more: &[&str]| -> (Value, Outcome) {
-        let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> =
-            vec![&"compile", digits_ref(), &out, &"--calib", samples_ref(), &"--json", &json];
-        more.iter().for_each(|word| arguments.push(word));
-        let outcome = qonnx(&arguments).code(0);
-        (report(&json), outcome)
-    };
-    let (free, _) = compile(&[]);
+    qonnx(args!["compile", digits(), out, "--calib", samples(), "--json", json]).code(0);
+    let free = report(&json);
     assert!(free["quantized"]["mark"].is_null());
-    let (easy, outcome) = compile(&["--min-sqnr", "5"]);
-    outcome.says(&["bound 5 dB SQNR: kept", "held-out samples"]);
-    assert_eq!(integers(&easy), integers(&free), "a bound that is kept anyway changes nothing");
-    let (hard, outcome) = compile(&["--min-sqnr", "45"]);
-    outcome.says(&["bound 45 dB SQNR: kept"]);
+    let bound = |db: &str| {
+        qonnx(args!["compile", digits(), out, "--calib", samples(), "--json", json, "--min-sqnr", db])
+    };
+    bound("5").code(0).says(&["bound 5 dB SQNR: kept", "held-out samples"]);
+    assert_eq!(integers(&report(&json)), integers(&free), "a bound that is kept anyway changes nothing");
+    bound("45").code(0).says(&["bound 45 dB SQNR: kept"]);
+    let hard = report(&json);
     let mark = &hard["quantized"]["mark"];
     assert!(mark["met"].as_bool().unwrap());
     assert!(mark["reached"].as_f64().is_none_or(|db| db >= 45.0));
     assert!(integers(&hard) < integers(&free));
-}
-
-/// Paths that outlive a closure.
-fn digits_ref() -> &'static std::path::PathBuf {
-    static PATH: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(digits);
-    &PATH
-}
-
-fn samples_ref() -> &'static std::path::PathBuf {
-    static PATH: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(samples);
-    &PATH
 }
 
 #[test]
@@ -78,7 +63,81 @@ fn bounds_that_cannot_be_judged_are_refused() {
     qonnx(args!["compile", digits(), out, "--calib", data, "--max-drop", "1", "--labels", labels])
         .code(1)
         .says(&["2 labels for 40"]);
+    qonnx(args!["compile", digits(), out, "--mode", "none", "--min-sqnr", "20"]).code(1);
+    qonnx(args!["compile", digits(), out, "--calib", data, "--min-sqnr", "20", "--float", "fp16"]).code(1);
     assert!(!out.exists());
+}
+
+#[test]
+fn rows_without_classes_have_no_best_class() {
+    let dir = tempdir();
+    let text = "<ir_version: 8, opset_import: [\"\" : 17]> one (float[1,4] x) => (float[1,1] y) \
+                <float[4,1] w = {1, -2, 3, 0.5}> { y = MatMul(x, w) }";
+    let (source, out) = (model(&dir, "one.onnx", text), dir.path().join("out.onnx"));
+    let data = inputs(&dir, 4);
+    qonnx(args!["compile", source, out, "--calib", data, "--max-drop", "1"])
+        .code(1)
+        .says(&["scores by class"]);
+}
+
+/// Eight samples of one row.
+fn inputs(dir: &tempfile::TempDir, columns: usize) -> std::path::PathBuf {
+    let data = dir.path().join("rows");
+    std::fs::create_dir(&data).unwrap();
+    for i in 0..8 {
+        let row = ndarray::Array2::from_shape_fn((1, columns), |(_, j)| {
+            ((i * 37 + j * 17) % 29) as f32 / 7.0 - 2.0
+        });
+        ndarray_npy::write_npy(data.join(format!("{i}.npy")), &row).unwrap();
+    }
+    data
+}
+
+#[test]
+fn weights_beside_the_integers_keep_the_bound_too() {
+    let dir = tempdir();
+    let weights: Vec<String> =
+        (0..256).map(|i| format!("{}", f64::from(i * 7919 % 1009) / 500.0 - 1.0)).collect();
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]> m (float[1,16] x) => (float[1,16] y) \
+         <float[16,16] w = {{{}}}> {{ p = MatMul(x, w) y = Tanh(p) }}",
+        weights.join(", ")
+    );
+    let (source, out) = (model(&dir, "matmul.onnx", &text), dir.path().join("out.onnx"));
+    let data = inputs(&dir, 16);
+    qonnx(args!["compile", source, out, "--calib", data]).code(0).says(&["operators 1 in integers"]);
+    let outcome = qonnx(args!["compile", source, out, "--calib", data, "--min-sqnr", "200"]).code(0);
+    let outcome = outcome.says(&["0 in integers", "bound 200 dB SQNR: kept"]);
+    assert!(!outcome.err.contains("with integer weights"), "{}", outcome.err);
+}
+
+#[test]
+fn other_labels_make_another_result() {
+    let dir = tempdir();
+    let (data, labels) = labelled(&dir, 12);
+    let (out, depfile) = (dir.path().join("out.onnx"), dir.path().join("out.d"));
+    let compile = || {
+        qonnx(args![
+            "compile",
+            digits(),
+            out,
+            "--calib",
+            data,
+            "--max-drop",
+            "50",
+            "--labels",
+            labels,
+            "--if-changed",
+            "--depfile",
+            depfile,
+        ])
+        .code(0)
+    };
+    compile();
+    compile().says(&["unchanged"]);
+    assert!(std::fs::read_to_string(&depfile).unwrap().contains("labels.txt"));
+    std::fs::write(&labels, "1\n".repeat(12)).unwrap();
+    assert!(!compile().err.contains("unchanged"));
 }
 
 #[test]
