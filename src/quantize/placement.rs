@@ -120,6 +120,19 @@ pub fn is_sandwiched(graph: &Graph, id: NodeId, integer: &dyn Fn(NodeId) -> bool
     !uses.is_empty() && !graph.is_output(output) && uses.iter().all(|u| integer(u.node))
 }
 
+/// The value whose elements this one holds: what candidates move only, followed to where it was computed.
+fn origin(graph: &Graph, mut value: ValueId, candidates: &BTreeMap<NodeId, Candidate>) -> ValueId {
+    let source = |v| {
+        let moves = candidates.get(&graph.producer(v)?.0)?;
+        matches!(moves.rule, Rule::SameScale | Rule::Rescale { .. })
+            .then(|| moves.activations.first().copied())?
+    };
+    while let Some(earlier) = source(value) {
+        value = earlier;
+    }
+    value
+}
+
 /// The set of integer nodes of least total cost, and the time it takes as a share of the float time.
 fn cheapest(
     graph: &Graph,
@@ -187,6 +200,12 @@ fn cheapest(
             }
         }
         network.edge(entry, producer, quantize);
+        // Quantized behind a float operator that moves elements, the value has the noise of what was moved.
+        let moved = origin(graph, value, candidates);
+        if moved != value {
+            let ratio = noise.values.get(&moved).copied().unwrap_or(0.0);
+            network.penalty(entry, producer, whole * noise_weight * ratio);
+        }
         network.edge(producer, exit, dequantize);
         for usage in graph.uses(value) {
             let reader = vertex.get(&usage.node).copied();

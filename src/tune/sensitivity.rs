@@ -138,8 +138,9 @@ impl Subject<'_> {
             match c.rule {
                 Rule::Clamp { .. } => clamped.extend(c.activations.iter().copied()),
                 Rule::SameScale | Rule::Rescale { .. } => moved.extend(c.outputs.iter().copied()),
-                _ => values.extend(c.activations.iter().copied()),
+                _ => {}
             }
+            values.extend(c.activations.iter().copied());
             values.extend(c.outputs.iter().copied());
         }
         let hidden = |v: &ValueId| clamped.contains(v) && self.graph.only_use(*v).is_some();
