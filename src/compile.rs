@@ -76,7 +76,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         let held_out =
             options.bound.zip(samples.as_mut()).map(|(b, s)| hold_out(b, s, options)).transpose()?;
         let job = Job { samples: samples.as_ref(), held_out, target: &target, options, watch };
-        let quantized = job.run(&mut model, mode)?;
+        let quantized = job.run(&original, &mut model, mode)?;
         if quantized.is_nothing() {
             return as_it_was(input, output, report, "nothing is left to quantize");
         }

@@ -96,6 +96,8 @@ pub struct Quantized {
     pub layers: Vec<crate::tune::reconstruct::Gain>,
     /// Values whose loud channels were moved into the weights that read them.
     pub smoothed: Vec<String>,
+    /// Nodes whose bias was corrected by what rounding the weight adds to the mean of each channel.
+    pub corrected: Vec<String>,
     /// What tuning did, in order.
     pub steps: Vec<crate::tune::Step>,
     /// How the result did on the bound that it was to keep.
@@ -156,6 +158,7 @@ impl Quantized {
                 .collect(),
             layers: Vec::new(),
             smoothed: Vec::new(),
+            corrected: Vec::new(),
             steps: Vec::new(),
             mark: None,
             problem: problem.map(ToString::to_string),

@@ -4,9 +4,11 @@
 //! Every step is judged by what it does to the outputs of the graph, not by the value it touches, and is taken back if
 //! it does not help there.
 
+pub mod bias;
 pub mod distance;
 pub mod goal;
 pub mod layer;
+pub mod moments;
 pub mod reconstruct;
 pub mod rounding;
 pub mod sensitivity;

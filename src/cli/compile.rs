@@ -128,8 +128,15 @@ fn details(report: &Report) -> String {
         let (kept, t) = (if s.kept { "kept" } else { "taken back" }, s.seconds);
         format!("step      {}: {:.1} dB -> {:.1} dB, {kept}, {t:.1} s", s.name, s.before_db, s.after_db)
     });
+    let corrected = report.quantized.corrected.iter().map(|node| format!("bias      {node}: corrected"));
     let float = report.quantized.float.iter().map(|(node, why)| format!("float     {node}: {why}"));
-    applied.chain(refused).chain(steps).chain(float).map(|line| one_line(&line) + "\n").collect()
+    applied
+        .chain(refused)
+        .chain(steps)
+        .chain(corrected)
+        .chain(float)
+        .map(|line| one_line(&line) + "\n")
+        .collect()
 }
 
 /// The name of an operator, as `--only-ops` takes it.

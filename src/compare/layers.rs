@@ -7,7 +7,7 @@
 //! open at every matched value, and the first model's values are fed in. An operator that so reads real numbers computes on
 //! them, by the ONNX definition, whatever the numerics.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
@@ -97,6 +97,18 @@ fn dequantizers(graph: &Graph, quantized: ValueId) -> Vec<ValueId> {
     dequantize.filter_map(|u| graph.output(u.node, 0)).collect()
 }
 
+/// The values that depend on the inputs: the others are weights, whatever operators they are made with.
+fn varying(graph: &Graph) -> Result<BTreeSet<ValueId>, Error> {
+    let mut found: BTreeSet<ValueId> = graph.inputs.iter().copied().collect();
+    for id in schedule(graph).map_err(|f| f.at("scheduling"))? {
+        let mut read = graph.inputs_of(id).into_iter().flatten().chain(graph.captures_of(id));
+        if read.any(|v| found.contains(&v)) {
+            found.extend(graph.outputs_of(id).into_iter().flatten());
+        }
+    }
+    Ok(found)
+}
+
 fn is_float(graph: &Graph, value: ValueId) -> bool {
     graph.ty(value).is_some_and(|t| t.dtype.is_float())
 }
@@ -117,10 +129,11 @@ impl Layers {
     pub fn new(a: &Graph, b: &Graph, numerics: Numerics) -> Result<Self, Error> {
         let mut cut = b.clone();
         let mut matches = Vec::new();
+        let varying = varying(a)?;
         for id in schedule(b).map_err(|f| f.at("scheduling"))? {
             for value in b.outputs_of(id).into_iter().flatten() {
                 let Some(wanted) = a.find(b.name(value)) else { continue };
-                if a.constant(wanted).is_some() || !is_float(a, wanted) || !is_float(b, value) {
+                if !varying.contains(&wanted) || !is_float(a, wanted) || !is_float(b, value) {
                     continue;
                 }
                 let readers = Readers::of(b, value);

@@ -20,13 +20,13 @@ use crate::quantize::{
     plan,
 };
 use crate::report::Quantized;
-use crate::tune::Judge;
 use crate::tune::distance::judged;
 use crate::tune::goal::{Exam, Goal};
 use crate::tune::reconstruct::{held_out, reconstruct};
 use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::smooth::smooth;
 use crate::tune::tradeoff::{Choices, Proposal, Search};
+use crate::tune::{Judge, Step, bias, moments};
 
 /// What a mode works with.
 pub struct Job<'a> {
@@ -55,8 +55,8 @@ pub struct Prepared {
 }
 
 impl Job<'_> {
-    /// Quantizes the model in this mode.
-    pub fn run(&self, model: &mut Model, mode: Mode) -> Result<Quantized, Error> {
+    /// Quantizes the model, whose main graph was `source` when it was read, in this mode.
+    pub fn run(&self, source: &Graph, model: &mut Model, mode: Mode) -> Result<Quantized, Error> {
         let half = self.options.half(mode);
         match (mode, self.samples, half) {
             (Mode::Static, Some(samples), None) => Ok(self.integers(&mut model.graph, samples)?.0),
@@ -72,12 +72,12 @@ impl Job<'_> {
             }
             (_, _, Some(half)) => self.halve(model, &half),
             (Mode::Dynamic, samples, _) => self.dynamic(model, samples),
-            _ => self.weights(model),
+            _ => self.weights(source, model),
         }
     }
 
     /// Integer weights in front of float arithmetic; with samples, GPTQ learns how their inputs hang together.
-    fn weights(&self, model: &mut Model) -> Result<Quantized, Error> {
+    fn weights(&self, source: &Graph, model: &mut Model) -> Result<Quantized, Error> {
         let (blocked, filter) = (self.options.blocked, &self.options.filter);
         let grams = match (blocked.map(|b| b.algorithm), self.samples) {
             (Some(Algorithm::Gptq), Some(samples)) => {
@@ -86,9 +86,48 @@ impl Job<'_> {
             }
             _ => Vec::new(),
         };
-        let storage = Storage { blocked, grams: grams.into_iter().collect() };
+        let storage = Storage::new(blocked, grams.into_iter().collect());
+        let reference = model.graph.clone();
         let done = weight_only::quantize(&mut model.graph, filter, storage);
-        Ok(Quantized::weights(done.map_err(|f| f.at("weight quantization"))?))
+        let mut quantized = Quantized::weights(done.map_err(|f| f.at("weight quantization"))?);
+        self.correct_biases((source, &reference), &mut model.graph, &mut quantized)?;
+        Ok(quantized)
+    }
+
+    /// Takes what rounded weights add to the mean of each channel off the biases: by what the statistics in the model say
+    /// of their inputs, or what the samples show, if the outputs become closer by it.
+    fn correct_biases(
+        &self,
+        (source, float): (&Graph, &Graph),
+        graph: &mut Graph,
+        done: &mut Quantized,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        let at = |f: Fault| f.at("bias correction");
+        let Some(samples) = self.samples else {
+            let mut source = source.clone();
+            passes::infer(&mut source);
+            done.corrected = bias::correct(float, graph, &moments::expected(&source)).map_err(at)?;
+            return Ok(());
+        };
+        let progress = |step| (self.watch)("correcting", step, samples.len());
+        let means = moments::measured(float, samples, &progress)?;
+        let mut better = graph.clone();
+        let corrected = bias::correct(float, &mut better, &means).map_err(at)?;
+        let judge = Judge::new(float, samples)?;
+        let noise = (judge.noise(graph)?, judge.noise(&better)?);
+        let kept = noise.1 < noise.0;
+        done.steps.push(Step::new(
+            "bias correction",
+            if kept { noise } else { (noise.0, noise.0) },
+            kept,
+            started,
+        ));
+        if kept {
+            *graph = better;
+            done.corrected = corrected;
+        }
+        Ok(())
     }
 
     /// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float, and LSTMs do

@@ -26,6 +26,9 @@ use crate::ops::gemm::Gemm;
 /// Smaller constants are not worth a scale and a node.
 const MIN_ELEMENTS: usize = 256;
 
+/// Weights of raw features stay in 16 bits if there are so many times as many others.
+const RAW_SHARE: usize = 32;
+
 /// What was done to the weights.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
@@ -44,11 +47,21 @@ pub struct Storage {
     pub blocked: Option<Blocked>,
     /// What the samples say about the inputs of weights in the main graph.
     pub grams: Grams,
+    /// Elements of all weights of the main graph.
+    elements: usize,
+}
+
+impl Storage {
+    /// In 4 bits if `blocked` is given, by what the samples say; else in 8.
+    pub fn new(blocked: Option<Blocked>, grams: Grams) -> Self {
+        Self { blocked, grams, elements: 0 }
+    }
 }
 
 /// Quantizes the weights of a graph and of the bodies in it.
 pub fn quantize(graph: &mut Graph, filter: &Filter, mut storage: Storage) -> Result<Stored, Fault> {
     let mut done = Stored::default();
+    storage.elements = graph.constants.iter().filter_map(|&c| is_large(graph, c)).map(Tensor::len).sum();
     each_graph(graph, &mut |graph| {
         for value in graph.constants.clone() {
             weight(graph, value, filter, &storage, &mut done)?;
@@ -56,6 +69,7 @@ pub fn quantize(graph: &mut Graph, filter: &Filter, mut storage: Storage) -> Res
         storage.grams.clear(); // what follows are bodies, with ids of their own
         Ok(())
     })?;
+    done.float.retain(|(label, _)| !done.nodes.contains(label));
     Ok(done)
 }
 
@@ -130,6 +144,13 @@ fn weight(
         let mut told: Vec<String> = readers.into_iter().map(|r| r.label).collect();
         told.dedup();
         done.float.extend(told.into_iter().map(|label| (label, reason.clone())));
+        return Ok(());
+    }
+    let minor = tensor.len().saturating_mul(RAW_SHARE) <= storage.elements;
+    if minor && readers.iter().any(|r| r.weighs_raw_features(graph)) && round::fits_half(real) {
+        let reason = "features from outside may differ in scale by orders: its weight has 16 bits";
+        done.float.extend(readers.into_iter().map(|r| (r.label, reason.to_string())));
+        store::halve(graph, value, &array)?;
         return Ok(());
     }
     let names = readers.iter().filter(|r| !matches!(r.role, Role::Other)).map(|r| r.label.clone()).collect();

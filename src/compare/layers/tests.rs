@@ -76,3 +76,16 @@ fn quantized_values_are_found_by_the_name_they_keep() {
     assert!(found[2].local_db.unwrap() > 40.0 && found[2].cumulative_db.unwrap() < 40.0);
     assert_eq!(suspects(&found, 20.0).1.unwrap().value, "a");
 }
+
+#[test]
+fn weights_made_by_operators_are_no_layers() {
+    let weight = FLOAT.replace(
+        "  a = Sigmoid (x)",
+        "  k = Constant <value_float = 2.0> ()\n  two = Exp (k)\n  a = Sigmoid (x)",
+    );
+    let a = graph(&weight.replace(" < float two = {2.0} >", ""));
+    let b = graph(&FLOAT.replace("{2.0}", "{7.5}"));
+    let found = layers(&a, &b);
+    assert_eq!(found.iter().map(|l| l.value.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d", "z"]);
+    assert!(found[2].local_db.is_some());
+}

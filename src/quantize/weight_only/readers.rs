@@ -30,6 +30,25 @@ pub struct Reader {
     pub place: Option<(NodeId, usize)>,
 }
 
+impl Reader {
+    /// Is it a weight by which features are multiplied that come as they are from outside the model? Nothing has brought
+    /// them to one scale; a convolution slides over one kind of thing.
+    pub fn weighs_raw_features(&self, graph: &Graph) -> bool {
+        let Some((id, 1)) = self.place else { return false };
+        let node = graph.node(id);
+        if !["Gemm", "MatMul", "LSTM", "GRU", "RNN"].iter().any(|op| node.is(op)) {
+            return false;
+        }
+        let mut input = graph.input(id, 0);
+        while let Some(value) = input {
+            let Some((producer, _)) = graph.producer(value) else { return graph.constant(value).is_none() };
+            let moves = MOVEMENTS.contains(&graph.node(producer).op_type.as_str());
+            input = graph.input(producer, 0).filter(|_| moves && !graph.node(producer).is("Concat"));
+        }
+        false
+    }
+}
+
 /// Everyone who reads a constant, in its graph and in the bodies there.
 pub fn readers(graph: &Graph, value: ValueId, filter: &Filter) -> Vec<Reader> {
     let mut found = Vec::new();

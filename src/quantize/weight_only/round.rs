@@ -10,9 +10,20 @@ use crate::kernels::requantize::quantize_slice;
 /// Elements that one thread takes at a time.
 const SHARE: usize = 1 << 16;
 
+/// Scales along an axis other than that of output channels must lower the error this many times, for sums by channel
+/// are not kept there.
+const SUMS: f64 = 2.0;
+
 /// Are all elements finite?
 pub fn all_finite(real: &[f32]) -> bool {
     real.par_chunks(SHARE).all(|part| part.iter().fold(0.0f32, |sum, v| sum + v * 0.0) == 0.0)
+}
+
+/// Does `float16` hold all elements, the small ones to 16 bits of the largest?
+pub fn fits_half(real: &[f32]) -> bool {
+    const LEAST: f32 = 1.0 / 512.0;
+    let parts = real.par_chunks(SHARE).map(|part| part.iter().fold(0f32, |m, v| m.max(v.abs())));
+    (LEAST..=half::f16::MAX.to_f32()).contains(&parts.reduce(|| 0.0, f32::max))
 }
 
 /// Symmetric `int8` in [-127, 127]; one scale for each index along `axis`, or one for all.
@@ -79,24 +90,30 @@ fn scale_for(largest: f32) -> f32 {
     if scale.is_normal() { scale } else { 1.0 }
 }
 
-/// `uint8` with a zero point, with scales along whichever of these axes gives the least error.
+/// `uint8` with a zero point, with scales along whichever of these axes gives the least error. The first counts output
+/// channels: along it, each channel keeps its sum.
 pub fn closest(real: &[f32], shape: &[usize], axes: &[Option<usize>]) -> Result<Packed, Fault> {
     let mut best: Option<(f64, Channels, Option<usize>)> = None;
     for &axis in axes {
         let channels = Channels::of(real, shape, axis);
-        let error = channels.error(real);
+        let error = channels.error(real) * if axis == axes[0] { 1.0 } else { SUMS };
         if best.as_ref().is_none_or(|(least, _, _)| error < *least) {
             best = Some((error, channels, axis));
         }
     }
     let Some((_, channels, axis)) = best else { crate::fail!("no axis to quantize along") };
-    channels.pack(real, shape, axis.map(|a| a as i64))
+    let mut bytes = channels.quantize(real);
+    if axis == axes[0] {
+        channels.keep_sums(real, &mut bytes);
+    }
+    channels.pack(bytes, shape, axis.map(|a| a as i64))
 }
 
 /// A table for Gather: `uint8`, with a scale and zero point for each index along the last axis, which rows share.
 pub fn table(real: &[f32], shape: &[usize]) -> Result<Packed, Fault> {
     let axis = (shape.len() > 1).then(|| shape.len() - 1);
-    Channels::of(real, shape, axis).pack(real, shape, axis.map(|_| -1))
+    let channels = Channels::of(real, shape, axis);
+    channels.pack(channels.quantize(real), shape, axis.map(|_| -1))
 }
 
 /// Scales and zero points for each index along an axis, or for all elements.
@@ -144,7 +161,8 @@ impl Channels {
         parts.iter().sum()
     }
 
-    fn pack(&self, real: &[f32], shape: &[usize], axis: Option<i64>) -> Result<Packed, Fault> {
+    /// The nearest integers.
+    fn quantize(&self, real: &[f32]) -> Vec<u8> {
         let block = self.params.len() * self.inner;
         let mut bytes = vec![0u8; real.len()];
         bytes.par_chunks_mut(share(block)).zip(real.par_chunks(share(block))).for_each(|(to, from)| {
@@ -155,6 +173,34 @@ impl Channels {
                 }
             }
         });
+        bytes
+    }
+
+    /// Rounds some elements of each channel the other way, those where it costs least, until the errors add up to less
+    /// than a step. Inputs behind an activation have a mean, and what the sum of a channel is off by is added to its
+    /// output so many times (Guo et al. 2022, SQuant, <https://arxiv.org/abs/2202.07471>).
+    fn keep_sums(&self, real: &[f32], bytes: &mut [u8]) {
+        let (inner, block) = (self.inner, self.params.len() * self.inner);
+        let flips = |(channel, p): (usize, &QuantParams)| -> Vec<(usize, u8)> {
+            let places =
+                (0..real.len()).step_by(block).flat_map(|b| (0..inner).map(move |i| b + channel * inner + i));
+            let error = |i: usize| (i32::from(bytes[i]) - p.zero_point) as f32 - real[i] / p.scale;
+            let off = places.clone().map(|i| f64::from(error(i))).sum::<f64>().round();
+            let (sign, count) = (off.signum() as f32, off.abs() as usize);
+            if count == 0 {
+                return Vec::new();
+            }
+            let turned = |i: usize| u8::try_from(i32::from(bytes[i]) - sign as i32).ok();
+            let open = |&(e, i): &(f32, usize)| e > 0.0 && turned(i).is_some();
+            let mut errors: Vec<(f32, usize)> = places.map(|i| (error(i) * sign, i)).filter(open).collect();
+            errors.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            errors.iter().take(count).filter_map(|&(_, i)| Some((i, turned(i)?))).collect()
+        };
+        let flips: Vec<_> = self.params.par_iter().enumerate().map(flips).collect();
+        flips.into_iter().flatten().for_each(|(place, q)| bytes[place] = q);
+    }
+
+    fn pack(&self, bytes: Vec<u8>, shape: &[usize], axis: Option<i64>) -> Result<Packed, Fault> {
         let scales: Vec<f32> = self.params.iter().map(|p| p.scale).collect();
         let zeros: Vec<u8> = self.params.iter().map(|p| p.zero_point as u8).collect();
         let (scale, zero) = match (axis, scales.first(), zeros.first()) {

@@ -67,13 +67,33 @@ fn constants(graph: &mut Graph, name: &str, packed: &Packed) -> Vec<Option<Value
 pub fn define(graph: &mut Graph, value: ValueId, packed: Packed) {
     let name = graph.name(value).to_string();
     let made = constants(graph, &name, &packed);
+    replace(graph, value, ("DequantizeLinear", packed.attributes()), &made);
+}
+
+/// A constant becomes the output of an operator in front of all its readers.
+fn replace(
+    graph: &mut Graph,
+    value: ValueId,
+    (op, attributes): (&str, Vec<Attribute>),
+    inputs: &[Option<ValueId>],
+) {
     let first = graph.uses(value).iter().map(|u| graph.node(u.node).rank).min().unwrap_or(0);
     graph.value_mut(value).constant = None;
     graph.constants.retain(|&c| c != value);
-    let label = format!("{name}_DequantizeLinear");
-    let mut dequantize = node("DequantizeLinear", label, packed.attributes(), made.len());
-    dequantize.rank = first;
-    graph.add_node(dequantize, &made, &[Some(value)]);
+    let label = format!("{}_{op}", graph.name(value));
+    let mut made = node(op, label, attributes, inputs.len());
+    made.rank = first;
+    graph.add_node(made, inputs, &[Some(value)]);
+}
+
+/// A constant becomes the output of a Cast from `float16`, under its own name.
+pub fn halve(graph: &mut Graph, value: ValueId, real: &Array) -> Result<(), Fault> {
+    let halves: Vec<half::f16> = real.slice::<f32>()?.iter().map(|&v| half::f16::from_f32(v)).collect();
+    let halves = Tensor::from_array(&Array::new(real.shape(), halves)?);
+    let made = graph.add_constant(&format!("{}_half", graph.name(value)), halves);
+    let to = vec![attribute::int("to", DType::F32.to_onnx().into())];
+    replace(graph, value, ("Cast", to), &[Some(made)]);
+    Ok(())
 }
 
 /// `Gather(table)` becomes `DequantizeLinear(Gather(integer table))` for each Gather; other readers, if any, keep the

@@ -117,7 +117,7 @@ fn four_bits_in_blocks() {
         let before = read(body);
         let mut after = before.clone();
         crate::passes::upgrade(&mut after, 21).unwrap();
-        let storage = Storage { blocked: Some(Blocked { size: 32, algorithm }), ..Storage::default() };
+        let storage = Storage::new(Some(Blocked { size: 32, algorithm }), Default::default());
         let done = quantize(&mut after.graph, &Filter::default(), storage).unwrap();
         assert_eq!(done.nodes.len(), 3);
         infer(&mut after.graph);
@@ -154,4 +154,44 @@ fn weights_behind_movements() {
         y = If (c) <then_branch = t () => (float[2,32] p) { v = Transpose (w)  p = MatMul (x, v) }, \
         else_branch = e () => (float[2,32] q) { q = MatMul (x, w) }> }";
     shrinks(body, &[Array::scalar(true), ramp(&[2, 32])], 0.3);
+}
+
+#[test]
+fn each_channel_of_a_convolution_keeps_its_sum() {
+    let body = "g (float[1,40,4,4] x) => (float[1,24,4,4] y) <float[24,40,1,1] w = random(1, -0.7, 1.0)> { y = Conv (x, w) }";
+    let before = read(body);
+    let w = before.graph.find("w").unwrap();
+    let real = before.graph.constant(w).unwrap().array().unwrap();
+    let mut after = before.clone();
+    quantize(&mut after.graph, &Filter::default(), Storage::default()).unwrap();
+    let inputs: Vec<Option<Array>> = {
+        let (id, _) = after.graph.producer(w).unwrap();
+        (0..3).map(|slot| Some(after.graph.constant_input(id, slot).unwrap().array().unwrap())).collect()
+    };
+    let [Some(q), Some(s), Some(z)] = &inputs[..] else { panic!() };
+    let (q, s, z) = (q.to_f32().unwrap(), s.to_f32().unwrap(), z.to_f32().unwrap());
+    let (q, real) = (q.as_slice().unwrap(), real.slice::<f32>().unwrap());
+    for (c, (q, real)) in q.chunks(40).zip(real.chunks(40)).enumerate() {
+        let errors: Vec<f32> = q.iter().zip(real).map(|(q, w)| (q - z[c]) - w / s[c]).collect();
+        assert!(errors.iter().sum::<f32>().abs() < 0.51, "channel {c}: {}", errors.iter().sum::<f32>());
+        assert!(errors.iter().all(|e| e.abs() < 1.0));
+    }
+}
+
+#[test]
+fn weights_of_raw_features_keep_16_bits_if_they_are_few() {
+    let body = |first: usize| {
+        format!(
+            "g (float[5,1,{first}] x) => (float[5,1,64] y) <float[1,256,{first}] w = random(1, -0.3, 0.3), \
+             float[1,256,64] r = random(2, -0.3, 0.3), float[64,1024] m = random(3, -0.2, 0.2), \
+             float[1024,64] n = random(4, -0.1, 0.1), int64[1] axes = {{1}}> {{ \
+             h = LSTM <hidden_size = 64> (x, w, r) s = Squeeze (h, axes) a = MatMul (s, m) y = MatMul (a, n) }}"
+        )
+    };
+    for (first, op) in [(16, "Cast"), (64, "DequantizeLinear")] {
+        let (model, nodes) = shrinks(&body(first), &[ramp(&[5, 1, first])], 0.3);
+        let made = model.graph.producer(model.graph.find("w").unwrap()).unwrap().0;
+        assert_eq!(model.graph.node(made).op_type, op, "{first} features");
+        assert_eq!(nodes, ["LSTM `h`", "MatMul `a`", "MatMul `y`"]);
+    }
 }
