@@ -9,6 +9,7 @@
 pub mod checkpoint;
 mod export;
 pub mod fake_quantize;
+mod features;
 pub mod loss;
 mod narrow;
 pub mod optimizer;

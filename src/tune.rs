@@ -54,6 +54,8 @@ pub struct Step {
 pub struct Judge<'a> {
     samples: &'a Samples,
     parts: Vec<ValueId>,
+    /// Their names: the id of a part that a graph no longer has may be another value's there.
+    names: Vec<String>,
     /// Index of a sample and the parts of the outputs there.
     wanted: Vec<(usize, Vec<Option<Array>>)>,
 }
@@ -71,15 +73,17 @@ impl<'a> Judge<'a> {
         let (program, parts) = (Program::new(reference)?, judged(reference));
         let wanted =
             indices.par_iter().map(|&index| Ok((index, program.values(&samples.load(index)?, &parts)?)));
-        Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts })
+        let names = parts.iter().map(|&v| reference.name(v).to_string()).collect();
+        Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts, names })
     }
 
     /// Noise over signal at the outputs of a graph that was made from the float graph.
     pub fn noise(&self, quantized: &Graph) -> Result<f64, Error> {
         let program = Program::new(quantized)?;
         // A part that the integer graph no longer has is not judged.
-        let here: Vec<usize> =
-            (0..self.parts.len()).filter(|&i| quantized.has_value(self.parts[i])).collect();
+        let has =
+            |&i: &usize| quantized.has_value(self.parts[i]) && quantized.name(self.parts[i]) == self.names[i];
+        let here: Vec<usize> = (0..self.parts.len()).filter(has).collect();
         let parts: Vec<ValueId> = here.iter().map(|&i| self.parts[i]).collect();
         let measure = |(index, wanted): &(usize, Vec<Option<Array>>)| {
             let found = program.values(&self.samples.load(*index)?, &parts)?;

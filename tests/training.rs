@@ -44,6 +44,7 @@ fn training() -> TrainOptions {
     TrainOptions {
         settings: Settings {
             loss: Loss::Distill,
+            features: 16.0,
             epochs: 3,
             batch: 8,
             rates,

@@ -41,12 +41,15 @@ pub struct Train {
     /// Samples a step.
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Training")]
     batch: u32,
-    /// Learning rate of weights and biases.
-    #[arg(long, default_value_t = 1e-4, value_parser = rate, help_heading = "Training")]
+    /// Learning rate of weights and biases; with adam as a share of the root mean square of each tensor.
+    #[arg(long, default_value_t = 3e-4, value_parser = rate, help_heading = "Training")]
     lr: f64,
     /// Learning rate of scales and zero points, as a share of each.
-    #[arg(long, default_value_t = 1e-5, value_parser = rate, help_heading = "Training")]
+    #[arg(long, default_value_t = 1e-3, value_parser = rate, help_heading = "Training")]
     scale_lr: f64,
+    /// How much values inside the network count beside its outputs where the float model teaches; 0: not at all.
+    #[arg(long, default_value_t = 16.0, value_parser = rate, help_heading = "Training")]
+    feature_weight: f64,
     /// adam or sgd (with momentum), for weights and biases.
     #[arg(long, default_value = "adam", help_heading = "Training")]
     optimizer: Method,
@@ -154,6 +157,7 @@ impl Train {
         };
         let settings = Settings {
             loss,
+            features: self.feature_weight,
             epochs: self.epochs as usize,
             batch: self.batch as usize,
             rates,
@@ -191,8 +195,8 @@ impl Train {
         let mut words = vec![
             format!("--loss {}", lower(format!("{loss:?}"))),
             format!(
-                "--epochs {} --batch {} --lr {} --scale-lr {}",
-                self.epochs, self.batch, self.lr, self.scale_lr
+                "--epochs {} --batch {} --lr {} --scale-lr {} --feature-weight {}",
+                self.epochs, self.batch, self.lr, self.scale_lr, self.feature_weight
             ),
             lower(format!("--optimizer {:?} --schedule {:?}", self.optimizer, self.schedule)),
             format!("--bits {} --activation-bits {}", self.bits, self.activation_bits),

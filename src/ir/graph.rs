@@ -163,6 +163,11 @@ impl Graph {
         matches!(self.edges.node_weight(id.0), Some(Vertex::Value(_)))
     }
 
+    /// Is this value of another graph, of which this one was made, here still? Ids of removed values are used again.
+    pub fn has_still(&self, value: ValueId, other: &Graph) -> bool {
+        self.has_value(value) && self.name(value) == other.name(value)
+    }
+
     /// A node. The id must come from this graph and the node must still be there.
     pub fn node(&self, id: NodeId) -> &Node {
         match &self.edges[id.0] {

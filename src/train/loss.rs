@@ -3,6 +3,7 @@
 //! * Distillation of a classifier: `T²·KL(softmax(t/T) ‖ softmax(s/T))` between the scores of teacher and student
 //!   (Hinton et al. 2015, <https://arxiv.org/abs/1503.02531>). Where an output is a Softmax, the scores before it count.
 //! * Everything else: the mean squared difference over the teacher's mean square, so that outputs of all sizes weigh alike.
+//! * Values inside the network, if wanted: the same, so that their mean counts as much as is asked for.
 //! * With labels: the cross-entropy of the classifier's scores.
 
 use std::str::FromStr;
@@ -134,6 +135,27 @@ fn same<'a>(student: &Array, teacher: &'a Array) -> Result<&'a [f32], Fault> {
         fail!("the student's output has shape {:?}, the teacher's {:?}", student.shape(), teacher.shape());
     }
     teacher.slice()
+}
+
+/// The loss by values inside the network, which weigh so much together.
+pub fn inside(
+    student: &[Option<&Array>],
+    teacher: &[Option<Array>],
+    weight: f64,
+) -> Result<(f64, Vec<Option<Array>>), Fault> {
+    let each = weight / student.len().max(1) as f64;
+    let (mut total, mut gradients) = (0.0, Vec::new());
+    for (s, t) in student.iter().zip(teacher) {
+        let (Some(s), Some(t)) = (s, t) else {
+            gradients.push(None);
+            continue;
+        };
+        let (loss, gradient) = squared(s, t)?;
+        total += each * loss;
+        let scaled = gradient.slice::<f32>()?.iter().map(|g| g * each as f32).collect();
+        gradients.push(Some(Array::new(gradient.shape(), scaled)?));
+    }
+    Ok((total, gradients))
 }
 
 impl Loss {

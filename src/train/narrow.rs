@@ -14,7 +14,7 @@ const FIFTIETHS: std::ops::RangeInclusive<u16> = 15..=50;
 /// The float value that a quantized activation stands for in the graph that was quantized.
 fn original(student: &Student, reference: &Graph, quantize: NodeId) -> Option<ValueId> {
     let graph = &student.quantized;
-    let same = |v: &ValueId| reference.has_value(*v) && reference.name(*v) == graph.name(*v);
+    let same = |v: &ValueId| reference.has_still(*v, graph);
     let pairs = graph.uses(graph.output(quantize, 0)?);
     let after = pairs.iter().filter_map(|u| graph.output(u.node, 0));
     graph.input(quantize, 0).into_iter().chain(after).find(same)

@@ -1,6 +1,8 @@
 //! How parameters follow their gradients: SGD with momentum or Adam, a cosine schedule, a limit on the norm.
 //!
-//! Scales move in the logarithmic domain, so they stay positive and a step is a share of the scale; zero points move in
+//! Adam moves a weight by a share of the root mean square of its tensor (as Shazeer and Stern 2018, section 8,
+//! <https://arxiv.org/abs/1804.04235>): weights that BatchNormalization was folded into differ in size by orders, and one
+//! rate suits them all only so. Scales move in the logarithmic domain, so they stay positive and a step is a share of the scale; zero points move in
 //! steps of their grid. Both always use Adam and have a learning rate of their own; nothing decays.
 
 use std::str::FromStr;
@@ -33,7 +35,8 @@ impl FromStr for Method {
 /// How the learning rate falls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
-    /// Half a cosine, down to zero.
+    /// Half a cosine, down to zero, after a linear rise over the first tenth: before Adam has seen how large gradients are,
+    /// its steps are full ones in every direction.
     Cosine,
     /// Not at all.
     Constant,
@@ -58,7 +61,7 @@ pub struct Rates {
     pub method: Method,
     /// How the rates fall.
     pub schedule: Schedule,
-    /// Learning rate of weights and biases.
+    /// Learning rate of weights and biases; with Adam as a share of the root mean square of each tensor.
     pub weights: f64,
     /// Learning rate of scales, as a share of each, and of zero points, as a share of their range.
     pub scales: f64,
@@ -67,6 +70,10 @@ pub struct Rates {
 const MOMENTUM: f32 = 0.9;
 const SECOND: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
+/// The share of the steps over which the rate rises.
+const RISE: f64 = 0.1;
+/// A constant counts as at least this large.
+const LEAST: f64 = 1e-3;
 /// The greatest norm that the gradient by all weights may have.
 const NORM: f64 = 1.0;
 
@@ -104,7 +111,10 @@ impl Optimizer {
         self.step += 1;
         let done = (self.step - 1) as f64 / total.max(1) as f64;
         let fall = match rates.schedule {
-            Schedule::Cosine => 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done.min(1.0))),
+            Schedule::Cosine => {
+                let rise = (self.step as f64 / (total as f64 * RISE).max(1.0)).min(1.0);
+                rise * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done.min(1.0)))
+            }
             Schedule::Constant => 1.0,
         };
         let shrink = NORM / norm(parameters, gradients)?.max(NORM);
@@ -117,6 +127,7 @@ impl Optimizer {
                 continue;
             }
             let mut values = self.values[index].slice::<f32>()?.to_vec();
+            let size = size(&parameter.start)?;
             let [first, second] = &mut self.moments[index];
             for (i, (v, &g)) in values.iter_mut().zip(gradient.slice::<f32>()?).enumerate() {
                 let (m, s) = (&mut first[i], &mut second[i]);
@@ -130,7 +141,7 @@ impl Optimizer {
                         *m = MOMENTUM * *m + g * shrink as f32;
                         *v -= (rates.weights * fall) as f32 * *m;
                     }
-                    Role::Real => *v -= (rates.weights * fall) as f32 * adam(g * shrink as f32),
+                    Role::Real => *v -= (rates.weights * fall) as f32 * size * adam(g * shrink as f32),
                     Role::Scale => {
                         let step = (rates.scales * fall) as f32 * adam(g * *v);
                         *v = (*v * libm::expf(-step)).max(f32::MIN_POSITIVE);
@@ -146,6 +157,13 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// The root of the mean square of a constant, at least [`LEAST`].
+fn size(start: &Array) -> Result<f32, Fault> {
+    let values = start.slice::<f32>()?;
+    let square: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    Ok((square / values.len().max(1) as f64).sqrt().max(LEAST) as f32)
 }
 
 /// The norm of the gradient by all weights.

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::checkpoint;
+use super::features::features;
 use super::loss::{self, Loss, is_classifier};
 use super::optimizer::{Optimizer, Rates};
 use super::student::Student;
@@ -27,6 +28,8 @@ const ANSWERS: usize = 256 << 20;
 pub struct Settings {
     /// What to make smaller.
     pub loss: Loss,
+    /// How much the values inside the network count, beside a loss that includes the teacher's outputs.
+    pub features: f64,
     /// Times over the samples.
     pub epochs: usize,
     /// Samples a step.
@@ -111,36 +114,44 @@ pub struct Watcher<'a> {
 /// The teacher's program and its answers as far as they are kept.
 struct Teacher {
     program: Program,
+    /// By which it is learned from: outputs, and values inside.
     taps: Vec<ValueId>,
+    /// How many of them are outputs.
+    outputs: usize,
     answers: [Vec<Vec<Option<Array>>>; 2],
 }
 
 impl Teacher {
-    fn new(session: &Session) -> Result<Self, Error> {
+    fn new(session: &Session, features: &[ValueId]) -> Result<Self, Error> {
         let program = Program::new(session.teacher)?;
-        let mut teacher = Self { program, taps: loss::taps(session.teacher), answers: Default::default() };
+        let mut taps = loss::taps(session.teacher);
+        let outputs = taps.len();
+        taps.extend(features);
+        let mut teacher = Self { program, taps, outputs, answers: Default::default() };
         let shares = [&session.training, &session.held_out];
         let Some(&first) = session.training.indices.first() else { return Ok(teacher) };
-        let one = teacher.compute(&session.training.samples.load(first)?)?;
-        let size: usize = one.iter().flatten().map(|a| 4 * a.len()).sum();
-        if size * shares.iter().map(|s| s.indices.len()).sum::<usize>() > ANSWERS {
-            return Ok(teacher);
-        }
         for (which, share) in shares.into_iter().enumerate() {
-            let answer = |&i: &usize| teacher.compute(&share.samples.load(i)?);
-            teacher.answers[which] = share.indices.par_iter().map(answer).collect::<Result<_, Error>>()?;
+            let one = teacher.compute(which, &session.training.samples.load(first)?)?;
+            let size: usize = one.iter().flatten().map(|a| 4 * a.len()).sum();
+            if size * share.indices.len() <= ANSWERS {
+                let answer = |&i: &usize| teacher.compute(which, &share.samples.load(i)?);
+                teacher.answers[which] =
+                    share.indices.par_iter().map(answer).collect::<Result<_, Error>>()?;
+            }
         }
         Ok(teacher)
     }
 
-    fn compute(&self, inputs: &[Array]) -> Result<Vec<Option<Array>>, Error> {
-        self.program.values(inputs, &self.taps)
+    /// What it says to a sample to learn from (0) or to judge by (1), for which the outputs are enough.
+    fn compute(&self, which: usize, inputs: &[Array]) -> Result<Vec<Option<Array>>, Error> {
+        let taps = if which == 0 { &self.taps } else { &self.taps[..self.outputs] };
+        self.program.values(inputs, taps)
     }
 
     fn answer(&self, which: usize, at: usize, inputs: &[Array]) -> Result<Vec<Option<Array>>, Error> {
         match self.answers[which].get(at) {
             Some(known) => Ok(known.clone()),
-            None => self.compute(inputs),
+            None => self.compute(which, inputs),
         }
     }
 }
@@ -158,7 +169,13 @@ pub struct Outcome {
 impl Session<'_> {
     /// Trains until the last epoch, or until there has been no better one for too long.
     pub fn run(&self, watcher: &Watcher) -> Result<Outcome, Error> {
-        let taps = loss::taps(&self.student.graph);
+        let mut taps = loss::taps(&self.student.graph);
+        let inside = match self.settings.loss {
+            Loss::CrossEntropy => Vec::new(),
+            _ if self.settings.features <= 0.0 => Vec::new(),
+            _ => features(self.teacher, &self.student.graph)?,
+        };
+        taps.extend(&inside);
         let trainable: Vec<ValueId> =
             self.student.parameters.iter().filter(|p| p.trained).map(|p| p.value).collect();
         let mut tape = Tape::new(&self.student.graph, &trainable, &taps)?;
@@ -170,7 +187,7 @@ impl Session<'_> {
             };
             return Err(fault.at("training"));
         }
-        let teacher = Teacher::new(self)?;
+        let teacher = Teacher::new(self, &inside)?;
         let optimizer = Optimizer::new(&self.student.parameters);
         let kept = optimizer.values.clone();
         let mut state = State { optimizer, kept, best: None, epochs: Vec::new() };
@@ -299,8 +316,13 @@ impl Session<'_> {
         let wanted = teacher.answer(0, at, &inputs)?;
         let record = tape.forward(&inputs)?;
         let found: Vec<Option<&Array>> = taps.iter().map(|&v| tape.value(&record, v)).collect();
-        let lost = self.settings.loss.of(&found, &wanted, self.training.labels(at));
-        let (loss, seeds) = lost.map_err(|f| f.at("the loss"))?;
+        let outputs = teacher.outputs;
+        let lost = self.settings.loss.of(&found[..outputs], &wanted[..outputs], self.training.labels(at));
+        let (mut loss, mut seeds) = lost.map_err(|f| f.at("the loss"))?;
+        let inside = loss::inside(&found[outputs..], &wanted[outputs..], self.settings.features);
+        let (more, gradients) = inside.map_err(|f| f.at("the loss inside the network"))?;
+        loss += more;
+        seeds.extend(gradients);
         if !loss.is_finite() {
             let place = tape.first_not_finite(&record).unwrap_or("the loss").to_string();
             let fault = Fault::new("the loss is not a finite number");

@@ -49,7 +49,7 @@ pub fn correct(reference: &Graph, graph: &mut Graph, means: &Means) -> Result<Ve
     for id in graph.nodes().collect::<Vec<_>>() {
         let (Some(input), Some(weight)) = (graph.input(id, 0), graph.input(id, 1)) else { continue };
         let (Some(real), Some(means)) = (
-            reference.has_value(weight).then(|| reference.constant(weight)).flatten(),
+            reference.has_still(weight, graph).then(|| reference.constant(weight)).flatten(),
             means.get(graph.name(input)),
         ) else {
             continue;
