@@ -175,11 +175,14 @@ impl Session<'_> {
             _ if self.settings.features <= 0.0 => Vec::new(),
             _ => features(self.teacher, &self.student.graph)?,
         };
+        let outputs = taps.clone();
         taps.extend(&inside);
         let trainable: Vec<ValueId> =
             self.student.parameters.iter().filter(|p| p.trained).map(|p| p.value).collect();
         let mut tape = Tape::new(&self.student.graph, &trainable, &taps)?;
-        if !(0..trainable.len()).any(|i| tape.reaches(i)) {
+        // Values inside the network help the outputs along; they are no end of their own.
+        let learns = |tape: &Tape| (0..trainable.len()).any(|i| tape.reaches(i));
+        if !learns(&tape) || !learns(&Tape::new(&self.student.graph, &trainable, &outputs)?) {
             let fault = Fault::new("no gradient reaches a weight");
             let fault = match tape.stopped().first() {
                 Some(place) => fault.hint(format!("gradients end at {place}")),
