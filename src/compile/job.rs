@@ -114,6 +114,9 @@ impl Job<'_> {
         let means = moments::measured(float, samples, &progress)?;
         let mut better = graph.clone();
         let corrected = bias::correct(float, &mut better, &means).map_err(at)?;
+        if corrected.is_empty() {
+            return Ok(());
+        }
         let judge = Judge::new(float, samples)?;
         let noise = (judge.noise(graph)?, judge.noise(&better)?);
         let kept = noise.1 < noise.0;

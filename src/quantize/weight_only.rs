@@ -47,7 +47,7 @@ pub struct Storage {
     pub blocked: Option<Blocked>,
     /// What the samples say about the inputs of weights in the main graph.
     pub grams: Grams,
-    /// Elements of all weights of the main graph.
+    /// Elements of all weights of the main graph; 0: none is stored in 16 bits.
     elements: usize,
 }
 
@@ -66,7 +66,8 @@ pub fn quantize(graph: &mut Graph, filter: &Filter, mut storage: Storage) -> Res
         for value in graph.constants.clone() {
             weight(graph, value, filter, &storage, &mut done)?;
         }
-        storage.grams.clear(); // what follows are bodies, with ids of their own
+        // What follows are bodies, with ids of their own, and inputs that do not come from outside.
+        (storage.grams, storage.elements) = (Grams::new(), 0);
         Ok(())
     })?;
     done.float.retain(|(label, _)| !done.nodes.contains(label));

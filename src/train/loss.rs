@@ -233,6 +233,18 @@ mod tests {
     }
 
     #[test]
+    fn values_inside_share_one_weight() {
+        let [a, b] = [[1.0f32, 2.0], [3.0, -1.0]].map(|v| Array::new(&[1, 2], v.to_vec()).unwrap());
+        let (loss, gradients) =
+            inside(&[Some(&a), None, Some(&a)], &[Some(b.clone()), None, Some(a.clone())], 6.0).unwrap();
+        // (2² + 3²) / (3² + 1²) for one of three.
+        assert!((loss - 6.0 / 3.0 * 1.3).abs() < 1e-6, "{loss}");
+        let first = gradients[0].as_ref().unwrap();
+        assert!((first.slice::<f32>().unwrap()[0] + 2.0 * 2.0 / 10.0 * 2.0).abs() < 1e-6, "{first:?}");
+        assert!(gradients[1].is_none());
+    }
+
+    #[test]
     fn labels_need_a_classifier() {
         let output = Array::new(&[1, 2, 2, 2], vec![0.5f32; 8]).unwrap();
         let lost = Loss::CrossEntropy.of(&[Some(&output)], &[Some(output.clone())], Some(&[1]));

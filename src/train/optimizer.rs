@@ -178,3 +178,38 @@ fn norm(parameters: &[Parameter], gradients: &[Option<Array>]) -> Result<f64, Fa
     }
     Ok(sum.sqrt())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Graph, Value};
+
+    /// Where a constant of these elements is after its first step of `total`, of gradient 1 everywhere.
+    fn moved(start: [f32; 2], schedule: Schedule, total: u64) -> f32 {
+        let mut graph = Graph::default();
+        let value = graph.add_fresh("w", Value::default());
+        let start = Array::vector(start.to_vec());
+        let parameter = Parameter { value, name: "w".into(), role: Role::Real, start, trained: true };
+        let mut optimizer = Optimizer::new(std::slice::from_ref(&parameter));
+        let rates = Rates { method: Method::Adam, schedule, weights: 0.01, scales: 0.0 };
+        let gradients = [Some(Array::vector(vec![1f32; 2]))];
+        optimizer.follow(&[parameter.clone()], &gradients, rates, total, false).unwrap();
+        parameter.start.slice::<f32>().unwrap()[0] - optimizer.values[0].slice::<f32>().unwrap()[0]
+    }
+
+    #[test]
+    fn a_step_is_a_share_of_the_tensor() {
+        let (small, large) =
+            (moved([3.0, 4.0], Schedule::Constant, 100), moved([30.0, -40.0], Schedule::Constant, 100));
+        assert!((small - 0.01 * 12.5f32.sqrt()).abs() < 1e-4, "{small}");
+        assert!((large / small - 10.0).abs() < 1e-2, "{large}");
+        assert!(moved([0.0, 0.0], Schedule::Constant, 100) > 0.0, "zeros may move too");
+    }
+
+    #[test]
+    fn the_rate_rises_over_the_first_tenth() {
+        let whole = moved([3.0, 4.0], Schedule::Constant, 1000);
+        let first = moved([3.0, 4.0], Schedule::Cosine, 1000);
+        assert!((first / whole - 0.01).abs() < 1e-3, "{first} of {whole}");
+    }
+}

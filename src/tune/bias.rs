@@ -42,18 +42,26 @@ pub fn response(graph: &Graph, id: NodeId, weight: &Array, means: &[f64]) -> Opt
     Some(sums)
 }
 
+/// The data input of a product and the axis of it that is summed over.
+pub fn depth(graph: &Graph, id: NodeId) -> Option<(ValueId, usize)> {
+    let (node, input) = (graph.node(id), graph.input(id, 0)?);
+    let last = || graph.ty(input)?.rank()?.checked_sub(1);
+    let axis = match node.op_as::<Conv>() {
+        Some(_) => 1,
+        None => last().filter(|_| node.is("MatMul") || node.is("Gemm"))?,
+    };
+    Some((input, axis))
+}
+
 /// Corrects the biases of products whose weight is a constant in `reference` and dequantized in `graph`, which was made
 /// from it. Returns the labels of the nodes.
 pub fn correct(reference: &Graph, graph: &mut Graph, means: &Means) -> Result<Vec<String>, Fault> {
     let mut corrected = Vec::new();
     for id in graph.nodes().collect::<Vec<_>>() {
-        let (Some(input), Some(weight)) = (graph.input(id, 0), graph.input(id, 1)) else { continue };
-        let (Some(real), Some(means)) = (
-            reference.has_still(weight, graph).then(|| reference.constant(weight)).flatten(),
-            means.get(graph.name(input)),
-        ) else {
-            continue;
-        };
+        let (Some((input, axis)), Some(weight)) = (depth(graph, id), graph.input(id, 1)) else { continue };
+        let real = reference.has_still(weight, graph).then(|| reference.constant(weight)).flatten();
+        let means = means.get(&(graph.name(input).to_string(), axis));
+        let (Some(real), Some(means)) = (real, means) else { continue };
         let Some(stored) = dequantized(graph, weight) else { continue };
         let real = real.array()?;
         let (Some(was), Some(is)) = (response(graph, id, &real, means), response(graph, id, &stored, means))

@@ -6,21 +6,20 @@
 //! independent unless they come from the same value (Nagel et al. 2019, section 4.2, <https://arxiv.org/abs/1906.04721>,
 //! which does it for Relu).
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::bias::response;
+use super::bias::{depth, response};
 use crate::calibrate::read::Samples;
 use crate::error::Error;
 use crate::interpret::Program;
 use crate::ir::{Array, Graph, NodeId, ValueId, schedule};
 use crate::ops::normalize::BatchNormalization;
 
-/// The mean of each channel by the name of the value.
-pub type Means = BTreeMap<String, Vec<f64>>;
+/// The mean of each index along an axis, by the name of the value and the axis.
+pub type Means = BTreeMap<(String, usize), Vec<f64>>;
 
 /// Points of equal probability that stand for a distribution.
 const POINTS: usize = 32;
@@ -105,48 +104,45 @@ pub fn expected(graph: &Graph) -> Means {
             known.insert(output, marginals);
         }
     }
-    known.into_iter().map(|(value, m)| (graph.name(value).to_string(), m.means())).collect()
+    known.into_iter().map(|(value, m)| ((graph.name(value).to_string(), 1), m.means())).collect()
 }
 
 /// The means that samples show, for the inputs of products with constants.
 pub fn measured(graph: &Graph, samples: &Samples, progress: &(dyn Fn(usize) + Sync)) -> Result<Means, Error> {
-    let axis_of = |id: NodeId| -> Option<(ValueId, bool)> {
-        let node = graph.node(id);
-        graph.constant_input(id, 1)?;
-        let product = node.is("MatMul") || node.is("Gemm");
-        (product || node.is("Conv")).then_some((graph.input(id, 0)?, product))
-    };
-    let wanted: BTreeMap<ValueId, bool> = graph.nodes().filter_map(axis_of).collect();
+    let constant = |&id: &NodeId| graph.constant_input(id, 1).is_some();
+    let wanted: BTreeSet<(ValueId, usize)> =
+        graph.nodes().filter(constant).filter_map(|id| depth(graph, id)).collect();
     let program = Program::new(graph)?;
     let steps = AtomicUsize::new(0);
-    let runs: Mutex<BTreeMap<usize, BTreeMap<ValueId, Vec<f64>>>> = Mutex::default();
-    (0..samples.len()).into_par_iter().try_for_each(|index| {
-        let mut own = BTreeMap::new();
+    let run = |index: usize| -> Result<Seen, Error> {
+        let mut seen = Seen::new();
         program.run_as_far_as_possible(&samples.load(index)?, &mut |id, array| {
-            if let (Some(&last), Ok(elements)) = (wanted.get(&id), array.slice::<f32>()) {
-                own.insert(id, channel_means(elements, array.shape(), last));
+            let Ok(elements) = array.slice::<f32>() else { return };
+            for &(value, axis) in wanted.range((id, 0)..=(id, usize::MAX)) {
+                seen.insert((value, axis), channel_means(elements, array.shape(), axis));
             }
         })?;
         progress(1 + steps.fetch_add(1, Relaxed));
-        runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(index, own);
-        Ok::<_, Error>(())
-    })?;
-    let runs = runs.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(seen)
+    };
+    let runs: Vec<Seen> = (0..samples.len()).into_par_iter().map(run).collect::<Result<_, Error>>()?;
     let mut means = Means::new();
-    for &value in wanted.keys() {
-        let seen: Vec<&Vec<f64>> = runs.values().filter_map(|run| run.get(&value)).collect();
+    for (value, axis) in wanted {
+        let seen: Vec<&Vec<f64>> = runs.iter().filter_map(|run| run.get(&(value, axis))).collect();
         let Some(channels) = seen.first().map(|m| m.len()).filter(|&c| c > 0) else { continue };
         if seen.iter().all(|m| m.len() == channels && m.iter().all(|x| x.is_finite())) {
             let mean = |c: usize| seen.iter().map(|m| m[c]).sum::<f64>() / seen.len() as f64;
-            means.insert(graph.name(value).to_string(), (0..channels).map(mean).collect());
+            means.insert((graph.name(value).to_string(), axis), (0..channels).map(mean).collect());
         }
     }
     Ok(means)
 }
 
-/// The mean of each index along the last axis, or along the second.
-fn channel_means(elements: &[f32], shape: &[usize], last: bool) -> Vec<f64> {
-    let axis = if last { shape.len().saturating_sub(1) } else { 1 };
+/// What one run shows.
+type Seen = BTreeMap<(ValueId, usize), Vec<f64>>;
+
+/// The mean of each index along an axis.
+fn channel_means(elements: &[f32], shape: &[usize], axis: usize) -> Vec<f64> {
     let Some(&channels) = shape.get(axis) else { return Vec::new() };
     let inner: usize = shape[axis + 1..].iter().product();
     let mut sums = vec![0f64; channels];

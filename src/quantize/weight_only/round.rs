@@ -94,16 +94,17 @@ fn scale_for(largest: f32) -> f32 {
 /// channels: along it, each channel keeps its sum.
 pub fn closest(real: &[f32], shape: &[usize], axes: &[Option<usize>]) -> Result<Packed, Fault> {
     let mut best: Option<(f64, Channels, Option<usize>)> = None;
+    let by_output = |axis| axes.first() == Some(&axis);
     for &axis in axes {
         let channels = Channels::of(real, shape, axis);
-        let error = channels.error(real) * if axis == axes[0] { 1.0 } else { SUMS };
+        let error = channels.error(real) * if by_output(axis) { 1.0 } else { SUMS };
         if best.as_ref().is_none_or(|(least, _, _)| error < *least) {
             best = Some((error, channels, axis));
         }
     }
     let Some((_, channels, axis)) = best else { crate::fail!("no axis to quantize along") };
     let mut bytes = channels.quantize(real);
-    if axis == axes[0] {
+    if by_output(axis) {
         channels.keep_sums(real, &mut bytes);
     }
     channels.pack(bytes, shape, axis.map(|a| a as i64))

@@ -71,7 +71,8 @@ fn samples_tell_the_same_as_statistics() {
     let inputs = crate::calibrate::read::open_inputs(&float).unwrap();
     let samples = crate::calibrate::read::open(dir.path(), &inputs, None).unwrap();
     let (seen, known) = (measured(&float, &samples, &|_| {}).unwrap(), expected(&float));
-    for (a, b) in seen["r"].iter().zip(&known["r"]) {
+    let r = ("r".to_string(), 1);
+    for (a, b) in seen[&r].iter().zip(&known[&r]) {
         assert!((a - b).abs() < 0.15, "{a} and {b}");
     }
 }
@@ -87,4 +88,20 @@ fn a_bias_that_others_read_is_left_to_them() {
     assert_eq!(graph.constant(b).unwrap().array().unwrap().slice::<f32>().unwrap(), [1.0; 24]);
     let own = graph.constant_input(conv, 2).unwrap().array().unwrap();
     assert_eq!(own.slice::<f32>().unwrap(), [1.5; 24]);
+}
+
+#[test]
+fn channels_are_not_what_a_product_sums_over() {
+    let graph = read(
+        "< ir_version: 8, opset_import: [\"\" : 17] >
+         g (float[1,16,16] x) => (float[1,16,24] y) <
+           float[16] gamma = random(1, 0.5, 2.5), float[16] beta = random(2, -1.5, 2.5), float[16] mean = random(3, 0.0, 0.0),
+           float[16] var = random(4, 1.0, 1.0), float[16,24] w = random(5, -1.0, 1.0), float[24] b = random(6, 0.0, 1.0)
+         > { n = BatchNormalization (x, gamma, beta, mean, var) p = MatMul (n, w) y = Add (p, b) }",
+    );
+    let mut quantized = graph.clone();
+    quantize(&mut quantized, &Filter::default(), Storage::default()).unwrap();
+    assert_eq!(correct(&graph, &mut quantized, &expected(&graph)).unwrap(), [""; 0]);
+    let along_last = Means::from([(("n".to_string(), 2), vec![0.5; 16])]);
+    assert_eq!(correct(&graph, &mut quantized, &along_last).unwrap(), ["p"]);
 }
