@@ -193,7 +193,7 @@ mod tests {
         let mut optimizer = Optimizer::new(std::slice::from_ref(&parameter));
         let rates = Rates { method: Method::Adam, schedule, weights: 0.01, scales: 0.0 };
         let gradients = [Some(Array::vector(vec![1f32; 2]))];
-        optimizer.follow(&[parameter.clone()], &gradients, rates, total, false).unwrap();
+        optimizer.follow(std::slice::from_ref(&parameter), &gradients, rates, total, false).unwrap();
         parameter.start.slice::<f32>().unwrap()[0] - optimizer.values[0].slice::<f32>().unwrap()[0]
     }
 
