@@ -72,12 +72,13 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         passes::upgrade(&mut model, target.opset.max(opset))?;
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
+        let lowered = log.lowered();
         report.passes(log);
         let held_out =
             options.bound.zip(samples.as_mut()).map(|(b, s)| hold_out(b, s, options)).transpose()?;
         let job = Job { samples: samples.as_ref(), held_out, target: &target, options, watch };
         let quantized = job.run(&original, &mut model, mode)?;
-        if quantized.is_nothing() {
+        if quantized.is_nothing() && !lowered {
             return as_it_was(input, output, report, "nothing is left to quantize");
         }
         if let Some(samples) = &samples {

@@ -42,6 +42,13 @@ pub struct Log {
     pub warnings: Vec<String>,
 }
 
+impl Log {
+    /// Did a pass bring what was trained with quantization into a form that runs on integers?
+    pub fn lowered(&self) -> bool {
+        self.applied.iter().any(|(pass, _)| qat::LOWERING.contains(pass))
+    }
+}
+
 /// Runs every pass on the main graph. `stop_after` bounds the number of edits, to find the one at fault by bisection.
 pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
     let mut engine =
@@ -58,6 +65,7 @@ pub fn run(model: &mut Model, stop_after: Option<usize>) -> Result<Log, Error> {
     engine.until_quiet(graph, &[&fold::Constants, &clean::Identity, &clean::NoOp])?;
     // What quantization-aware training left behind, before anything could fold it away.
     engine.until_quiet(graph, &[&qat::QonnxDialect, &qat::QuantizedConstant, &qat::IntegerClip])?;
+    engine.until_quiet(graph, &[&qat::MoveIntegers, &qat::LatticeWeight])?;
     engine.until_quiet(graph, &[&qat::FoldIntoQuantized, &qat::IntegerBias])?;
     // x - c and x / c become sums and products, so that one pattern finds each affine map.
     engine.until_quiet(graph, &[&affine::SubtractConstant, &affine::DivideByConstant])?;

@@ -334,6 +334,8 @@ impl Report {
         for (_, why) in &self.quantized.float {
             *reasons.entry(why).or_default() += 1;
         }
+        let already = reasons.remove(ALREADY).unwrap_or(0);
+        let kept = if already > 0 { format!(", {already} quantized before") } else { String::new() };
         let main = reasons.iter().max_by_key(|(_, n)| **n).map(|(why, n)| format!(" ({n}: {why})"));
         let kind = match self.mode {
             "static" | "dynamic" => "in integers",
@@ -345,8 +347,8 @@ impl Report {
             n if self.mode == "weight-only" => format!("with 4-bit weights, {n} with 8-bit weights"),
             n => format!("{kind}, {n} with integer weights"),
         };
-        let float = self.quantized.float.len();
-        format!("{} {kind}, {float} float{}", self.quantized.nodes.len(), main.unwrap_or_default())
+        let float = self.quantized.float.len() - already;
+        format!("{} {kind}{kept}, {float} float{}", self.quantized.nodes.len(), main.unwrap_or_default())
     }
 
     fn worst_activation(&self) -> Option<&Activation> {

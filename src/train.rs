@@ -19,7 +19,7 @@ pub mod tape;
 
 use serde::Serialize;
 
-pub use session::{Epoch, Outcome, Session, Settings, Share, State, Watcher};
+pub use session::{Epoch, Outcome, Reach, Session, Settings, Share, State, Watcher};
 pub use student::Student;
 
 /// What training did.

@@ -17,7 +17,7 @@ use qonnx::report::Report;
 use qonnx::train::loss::{Loss, taps};
 use qonnx::train::optimizer::{Method, Rates, Schedule};
 use qonnx::train::tape::Tape;
-use qonnx::train::{Settings, Student};
+use qonnx::train::{Reach, Settings, Student};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -45,6 +45,8 @@ fn training() -> TrainOptions {
         settings: Settings {
             loss: Loss::Distill,
             features: 16.0,
+            reach: Reach::EndToEnd,
+            recompute: false,
             epochs: 3,
             batch: 8,
             rates,
@@ -83,6 +85,35 @@ fn four_bits_are_better_after_training_on_any_number_of_threads() {
     assert!(facts.epochs[facts.written].held_out < 0.7 * facts.epochs[0].held_out, "{:?}", facts.epochs);
     with_threads(2, || learn(&paths[1]));
     assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
+}
+
+#[test]
+fn values_that_are_computed_again_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, again) = (dir.path().join("kept.onnx"), dir.path().join("again.onnx"));
+    run(&kept, &training(), &|_| {}).unwrap();
+    let mut training = training();
+    training.settings.recompute = true;
+    run(&again, &training, &|_| {}).unwrap();
+    assert_eq!(std::fs::read(&kept).unwrap(), std::fs::read(&again).unwrap());
+}
+
+#[test]
+fn blocks_learn_by_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("blocks.onnx");
+    let mut training = training();
+    training.settings.reach = Reach::Block;
+    let trained = run(&out, &training, &|_| {}).unwrap().training.unwrap();
+    assert!(trained.written > 0);
+    assert!(
+        trained.epochs[trained.written].held_out < 0.8 * trained.epochs[0].held_out,
+        "{:?}",
+        trained.epochs
+    );
+    training.settings.features = 0.0;
+    let error = run(&out, &training, &|_| {}).unwrap_err().to_string();
+    assert!(error.contains("--mode block"), "{error}");
 }
 
 #[test]

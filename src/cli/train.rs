@@ -14,7 +14,7 @@ use crate::options::{Effort, Mode, Options};
 use crate::quantize::candidate::Filter;
 use crate::train::loss::Loss;
 use crate::train::optimizer::{Method, Rates, Schedule};
-use crate::train::{Epoch, Settings};
+use crate::train::{Epoch, Reach, Settings};
 
 /// Quantize a model and train it to live with the rounding, from labels or from the float model itself.
 #[derive(Args)]
@@ -50,6 +50,13 @@ pub struct Train {
     /// How much values inside the network count beside its outputs where the float model teaches; 0: not at all.
     #[arg(long, default_value_t = 16.0, value_parser = rate, help_heading = "Training")]
     feature_weight: f64,
+    /// How far gradients go back: end-to-end, or block (each block between values that all others pass through learns to
+    /// end with the float model's value).
+    #[arg(long, default_value = "end-to-end", help_heading = "Training")]
+    mode: Reach,
+    /// Compute values again on the way back instead of keeping them: less memory, about a third more time, the same result.
+    #[arg(long, help_heading = "Training")]
+    recompute: bool,
     /// adam or sgd (with momentum), for weights and biases.
     #[arg(long, default_value = "adam", help_heading = "Training")]
     optimizer: Method,
@@ -158,6 +165,8 @@ impl Train {
         let settings = Settings {
             loss,
             features: self.feature_weight,
+            reach: self.mode,
+            recompute: self.recompute,
             epochs: self.epochs as usize,
             batch: self.batch as usize,
             rates,
@@ -202,6 +211,7 @@ impl Train {
             format!("--bits {} --activation-bits {}", self.bits, self.activation_bits),
             lower(format!("--patience {} --seed {} --effort {:?}", self.patience, self.seed, self.effort)),
         ];
+        words.extend((self.mode == Reach::Block).then(|| "--mode block".into()));
         words.extend(self.per_tensor.then(|| "--per-tensor".into()));
         words.extend(self.freeze_after.map(|n| format!("--freeze-after {n}")));
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));

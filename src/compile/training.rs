@@ -203,7 +203,7 @@ fn fingerprint(
     let classes = |path: &Option<PathBuf>| path.as_ref().map(|path| read_labels(path)).transpose();
     let labels = [classes(&training.labels)?, classes(&training.validation_labels)?];
     let validation = validation.map(Samples::digest).transpose()?;
-    let settings = Settings { checkpoint: None, ..training.settings.clone() };
+    let settings = Settings { checkpoint: None, recompute: false, ..training.settings.clone() };
     let bits = (training.weight_bits, training.activation_bits, training.per_tensor);
     let text = format!("{} {settings:?} {bits:?} {labels:?} {validation:?}", start.digest);
     Ok(onnx::digest(text.as_bytes()))

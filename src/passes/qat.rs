@@ -3,14 +3,19 @@
 //! A learned scale is kept as it is, whatever its form: real weights behind QuantizeLinear (PyTorch) become integers;
 //! integer Clips for fewer bits or narrow ranges (Brevitas QCDQ) move into the real numbers before QuantizeLinear, or into
 //! the constants; the nodes of the QONNX dialect become QuantizeLinear and DequantizeLinear; BatchNormalization that was
-//! left behind a quantized weight goes into its scales; biases become 32-bit integers.
+//! left behind a quantized weight goes into its scales; weights that were rounded and stored as real numbers (tf2onnx)
+//! become integers again; biases become 32-bit integers.
 
 mod bias;
 mod dialect;
+mod lattice;
+mod moved;
 mod norm;
 
 pub use bias::IntegerBias;
 pub use dialect::QonnxDialect;
+pub use lattice::LatticeWeight;
+pub use moved::MoveIntegers;
 pub use norm::FoldIntoQuantized;
 
 use super::{Rewrite, node};
@@ -18,6 +23,16 @@ use crate::interpret::node_label;
 use crate::ir::affine::limits;
 use crate::ir::{Array, DType, Edit, Graph, NodeId, Refusal, Tensor, ValueId};
 use crate::ops::quantize::{Dequantize, Quantize};
+
+/// The passes of this family that change how quantized values are written.
+pub const LOWERING: [&str; 6] = [
+    "qonnx-dialect",
+    "quantized-constant",
+    "integer-clip",
+    "weight-on-a-grid",
+    "fold-into-quantized-weight",
+    "integer-bias",
+];
 
 /// QuantizeLinear of a constant.
 pub struct QuantizedConstant;
@@ -148,10 +163,12 @@ struct Quantized {
     scales: Vec<f32>,
     /// The axis that several scales run along.
     axis: Option<usize>,
+    /// Zero points are 0.
+    symmetric: bool,
 }
 
 impl Quantized {
-    /// What defines a value, if it is a dequantized constant with zero point 0.
+    /// What defines a value, if it is a dequantized constant.
     fn of(graph: &Graph, value: ValueId) -> Option<Self> {
         let (dequantize, _) = graph.producer(value)?;
         let op = graph.node(dequantize).op_as::<Dequantize>().filter(|d| d.block_size == 0)?;
@@ -159,13 +176,11 @@ impl Quantized {
         let shape = graph.constant(integers)?.shape();
         let scales = reals(graph.constant_input(dequantize, 1)?)?;
         let zero = graph.input(dequantize, 2).map(|z| reals(graph.constant(z)?));
-        if zero.is_some_and(|z| z.is_none_or(|z| z.iter().any(|&z| z != 0.0))) {
-            return None;
-        }
+        let symmetric = zero.is_none_or(|z| z.is_some_and(|z| z.iter().all(|&z| z == 0.0)));
         let axis = match scales.len() {
             1 => None,
             _ => Some(crate::ops::slots::axis(op.axis, shape.len()).ok()?),
         };
-        Some(Self { dequantize, integers, scales, axis })
+        Some(Self { dequantize, integers, scales, axis, symmetric })
     }
 }

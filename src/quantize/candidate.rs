@@ -110,6 +110,17 @@ pub fn is_quantized(graph: &Graph, id: NodeId) -> bool {
         || graph.outputs_of(id).into_iter().flatten().any(read)
 }
 
+/// Is the node part of what came quantized: a pair, or what lies between the halves of one and works on integers?
+fn is_between(graph: &Graph, id: NodeId) -> bool {
+    let is = |id: NodeId, op: &str| graph.node(id).is(op);
+    let made = |v: ValueId| graph.producer(v).is_some_and(|(p, _)| is(p, "QuantizeLinear"));
+    let read = |v: ValueId| graph.uses(v).iter().any(|u| is(u.node, "DequantizeLinear"));
+    is(id, "QuantizeLinear")
+        || is(id, "DequantizeLinear")
+        || graph.input(id, 0).is_some_and(made)
+        || graph.output(id, 0).is_some_and(read)
+}
+
 /// The values whose distribution may be needed: what operators with an integer form read and write.
 pub fn watched(graph: &Graph) -> Vec<ValueId> {
     let mut values = std::collections::BTreeSet::new();
@@ -160,6 +171,9 @@ fn candidate(
     let node = graph.node(id);
     if let Some(unknown) = &node.unknown {
         return Err(unknown.clone());
+    }
+    if is_between(graph, id) {
+        return Err(ALREADY.into());
     }
     let mut rule = rule_of(graph, id);
     if let (Rule::Arithmetic(Operands::Two), Some(rescale), true) =

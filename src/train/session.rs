@@ -4,6 +4,7 @@
 //! order of the batch, so the result does not depend on the threads.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -23,6 +24,28 @@ use crate::ir::{Array, Graph, ValueId};
 /// Bytes of the teacher's answers that are kept; if there are more, they are computed each time.
 const ANSWERS: usize = 256 << 20;
 
+/// How far gradients go back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// From the outputs through the whole network.
+    EndToEnd,
+    /// To the beginning of the block: each block learns to end with the teacher's value (Li et al. 2021, BRECQ), the last
+    /// one with what the loss asks for.
+    Block,
+}
+
+impl FromStr for Reach {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "end-to-end" => Ok(Self::EndToEnd),
+            "block" => Ok(Self::Block),
+            other => Err(format!("`{other}` is no mode of training; there are block and end-to-end")),
+        }
+    }
+}
+
 /// What the user chooses.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -30,6 +53,10 @@ pub struct Settings {
     pub loss: Loss,
     /// How much the values inside the network count, beside a loss that includes the teacher's outputs.
     pub features: f64,
+    /// How far gradients go back.
+    pub reach: Reach,
+    /// Compute values again on the way back instead of keeping them: less memory, more time, the same result.
+    pub recompute: bool,
     /// Times over the samples.
     pub epochs: usize,
     /// Samples a step.
@@ -179,7 +206,20 @@ impl Session<'_> {
         taps.extend(&inside);
         let trainable: Vec<ValueId> =
             self.student.parameters.iter().filter(|p| p.trained).map(|p| p.value).collect();
-        let mut tape = Tape::new(&self.student.graph, &trainable, &taps)?;
+        let ends: &[ValueId] = match self.settings.reach {
+            Reach::EndToEnd => &[],
+            Reach::Block if inside.is_empty() => {
+                let fault = Fault::new("no value inside the network is there to learn block by block from");
+                let hint =
+                    "it needs a loss that includes the float model, and a place that all values pass through";
+                return Err(fault.hint(hint).at("--mode block"));
+            }
+            Reach::Block => &inside,
+        };
+        let mut tape = Tape::in_blocks(&self.student.graph, &trainable, &taps, ends)?;
+        if self.settings.recompute {
+            tape.recompute(&taps);
+        }
         // Values inside the network help the outputs along; they are no end of their own.
         let learns = |tape: &Tape| (0..trainable.len()).any(|i| tape.reaches(i));
         if !learns(&tape) || !learns(&Tape::new(&self.student.graph, &trainable, &outputs)?) {
@@ -232,8 +272,7 @@ impl Session<'_> {
     /// Where the starting point gives numbers that are not finite on the held-out samples.
     fn not_finite(&self, tape: &Tape) -> Error {
         let broken = |&index: &usize| -> Option<String> {
-            let record = tape.forward(&self.held_out.samples.load(index).ok()?).ok()?;
-            tape.first_not_finite(&record).map(String::from)
+            tape.first_not_finite(&self.held_out.samples.load(index).ok()?).map(String::from)
         };
         let place = self.held_out.indices.iter().find_map(broken).unwrap_or_else(|| "the teacher".into());
         Fault::new("the loss of the starting point is not a finite number").at(place)
@@ -327,7 +366,7 @@ impl Session<'_> {
         loss += more;
         seeds.extend(gradients);
         if !loss.is_finite() {
-            let place = tape.first_not_finite(&record).unwrap_or("the loss").to_string();
+            let place = tape.first_not_finite(&inputs).unwrap_or("the loss").to_string();
             let fault = Fault::new("the loss is not a finite number");
             return Err(fault.hint("a smaller --lr may help").at(place));
         }

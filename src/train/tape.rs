@@ -2,8 +2,13 @@
 //!
 //! A run belongs to one sample and one thread. Contributions to a gradient are added in the reverse order of the
 //! schedule, so the result does not depend on how many threads there are.
+//!
+//! Memory can be had for time (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>): the steps are cut into about √n
+//! segments where little is live, only what crosses a cut is kept, and each segment runs again before its way back. The
+//! kernels give the same bits each time, so the gradient stays the same.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Fault};
@@ -14,6 +19,8 @@ use crate::ops::operand::{Real, elements};
 /// A graph that can be run forward and backward.
 pub struct Tape {
     steps: Vec<Step>,
+    /// Where each segment ends; one segment if nothing is run again.
+    segments: Vec<Segment>,
     slots: HashMap<ValueId, usize>,
     /// The values before a run: constants are there, the others are empty.
     initial: Vec<Option<Array>>,
@@ -37,6 +44,13 @@ struct Step {
     done: Vec<usize>,
 }
 
+/// Steps that run again together.
+struct Segment {
+    end: usize,
+    /// Values made here that nothing behind it reads.
+    inner: Vec<usize>,
+}
+
 impl Step {
     fn goes_back(&self) -> bool {
         self.wanted.contains(&true)
@@ -51,6 +65,17 @@ pub struct Record {
 impl Tape {
     /// Compiles a graph. `trainable` are the constants whose gradient is wanted, `taps` the values that a loss reads.
     pub fn new(graph: &Graph, trainable: &[ValueId], taps: &[ValueId]) -> Result<Self, Error> {
+        Self::in_blocks(graph, trainable, taps, &[])
+    }
+
+    /// The same, but no gradient passes the values `ends` from behind: each block between them learns from what the loss
+    /// says of its own end.
+    pub fn in_blocks(
+        graph: &Graph,
+        trainable: &[ValueId],
+        taps: &[ValueId],
+        ends: &[ValueId],
+    ) -> Result<Self, Error> {
         let slots: HashMap<ValueId, usize> =
             graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
         let mut initial = vec![None; slots.len()];
@@ -62,16 +87,52 @@ impl Tape {
         let mut active = vec![false; slots.len()];
         let trainable: Vec<usize> = trainable.iter().map(|v| slots[v]).collect();
         trainable.iter().for_each(|&s| active[s] = true);
-        let (steps, reached, stopped) = (Vec::new(), Vec::new(), Vec::new());
-        let mut tape = Self { steps, slots, initial, inputs, trainable, reached, stopped };
+        let (steps, segments, reached, stopped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut tape = Self { steps, segments, slots, initial, inputs, trainable, reached, stopped };
         for id in schedule(graph).map_err(|f| f.at("scheduling"))? {
             tape.append(graph, id, &mut active)?;
+            let ended = graph.outputs_of(id).into_iter().flatten().filter(|v| ends.contains(v));
+            ended.for_each(|v| active[tape.slots[&v]] = false);
         }
         let needed = tape.live(taps, |_, _| true);
         tape.steps.retain(|step| step.outputs.iter().flatten().any(|&s| needed[s]));
         tape.reached = tape.live(taps, |step, input| step.wanted.get(input) == Some(&true));
         tape.note_done(taps);
+        tape.segments.push(Segment { end: tape.steps.len(), inner: Vec::new() });
         Ok(tape)
+    }
+
+    /// Keeps only what crosses cuts, and computes the rest again on the way back.
+    pub fn recompute(&mut self, taps: &[ValueId]) {
+        let count = self.steps.len();
+        let (mut first, mut last) = (HashMap::new(), HashMap::new());
+        for (index, step) in self.steps.iter().enumerate() {
+            for &slot in step.outputs.iter().flatten() {
+                first.entry(slot).or_insert(index);
+            }
+            last.extend(step.inputs.iter().chain(&step.outputs).flatten().map(|&slot| (slot, index)));
+        }
+        last.extend(taps.iter().map(|v| (self.slots[v], count)));
+        // How many values are alive between a step and the next.
+        let mut alive = vec![0usize; count];
+        for (slot, &made) in &first {
+            (made..last[slot].min(count)).for_each(|at| alive[at] += 1);
+        }
+        let length = (count as f64).sqrt().ceil() as usize;
+        let mut start = 0;
+        self.segments.clear();
+        while start < count {
+            let (near, far) = (start + length.div_ceil(2), start + length + length / 2);
+            let cut = (near..far.min(count)).min_by_key(|&at| (alive[at - 1], at.abs_diff(start + length)));
+            let end = cut.filter(|_| far < count).unwrap_or(count);
+            let own = |slot: &usize| first.get(slot).is_some_and(|f| (start..end).contains(f));
+            let mut inner: Vec<usize> = first.keys().copied().filter(|s| own(s) && last[s] < end).collect();
+            inner.sort_unstable();
+            // What comes from before is needed again.
+            self.steps[start..end].iter_mut().for_each(|step| step.done.retain(own));
+            self.segments.push(Segment { end, inner });
+            start = end;
+        }
     }
 
     /// Adds a step, or runs it now if it depends on constants alone.
@@ -159,13 +220,30 @@ impl Tape {
 
     /// Runs a sample forward.
     pub fn forward(&self, inputs: &[Array]) -> Result<Record, Error> {
+        self.forward_keeping(inputs, false)
+    }
+
+    fn forward_keeping(&self, inputs: &[Array], everything: bool) -> Result<Record, Error> {
         let mut values = self.initial.clone();
         if inputs.len() != self.inputs.len() {
             let message = format!("the graph has {} inputs, {} were given", self.inputs.len(), inputs.len());
             return Err(Fault::new(message).at("training"));
         }
         self.inputs.iter().zip(inputs).for_each(|(&slot, array)| values[slot] = Some(array.clone()));
-        for step in &self.steps {
+        let mut start = 0;
+        for segment in &self.segments {
+            self.run(start..segment.end, &mut values)?;
+            start = segment.end;
+            // The last segment goes back at once.
+            if start < self.steps.len() && !everything {
+                segment.inner.iter().for_each(|&slot| values[slot] = None);
+            }
+        }
+        Ok(Record { values })
+    }
+
+    fn run(&self, steps: Range<usize>, values: &mut [Option<Array>]) -> Result<(), Error> {
+        for step in &self.steps[steps] {
             let given: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
             let results = step.op.float(&given).map_err(|f| f.at(&step.place))?;
             for (slot, array) in step.outputs.iter().zip(results) {
@@ -173,7 +251,7 @@ impl Tape {
             }
             step.done.iter().for_each(|&slot| values[slot] = None);
         }
-        Ok(Record { values })
+        Ok(())
     }
 
     /// A value of a run that the loss reads.
@@ -181,8 +259,9 @@ impl Tape {
         record.values.get(*self.slots.get(&id)?)?.as_ref()
     }
 
-    /// Where a value that is not finite first came up in a run.
-    pub fn first_not_finite(&self, record: &Record) -> Option<&str> {
+    /// Where a value that is not finite first comes up in the run of a sample.
+    pub fn first_not_finite(&self, inputs: &[Array]) -> Option<&str> {
+        let record = self.forward_keeping(inputs, true).ok()?;
         let broken = |slot: &usize| match &record.values[*slot] {
             Some(Array::F32(a)) => a.iter().any(|v| !v.is_finite()),
             _ => false,
@@ -202,7 +281,23 @@ impl Tape {
                 accumulate(&mut gradients[slot], seed).map_err(|f| f.at("the loss"))?;
             }
         }
-        for step in self.steps.iter().rev() {
+        for (index, segment) in self.segments.iter().enumerate().rev() {
+            let start = index.checked_sub(1).map_or(0, |before| self.segments[before].end);
+            if segment.end < self.steps.len() {
+                self.run(start..segment.end, &mut record.values)?;
+            }
+            self.way_back(start..segment.end, &mut record, &mut gradients)?;
+        }
+        Ok(self.trainable.iter().map(|&slot| gradients[slot].take()).collect())
+    }
+
+    fn way_back(
+        &self,
+        steps: Range<usize>,
+        record: &mut Record,
+        gradients: &mut [Option<Array>],
+    ) -> Result<(), Error> {
+        for step in self.steps[steps].iter().rev() {
             let upstream: Vec<_> = step.outputs.iter().map(|s| s.and_then(|s| gradients[s].take())).collect();
             if step.goes_back() && upstream.iter().any(Option::is_some) {
                 let inputs: Vec<_> =
@@ -222,7 +317,7 @@ impl Tape {
             // Every reader of these was before this step on the way back.
             step.outputs.iter().flatten().for_each(|&slot| record.values[slot] = None);
         }
-        Ok(self.trainable.iter().map(|&slot| gradients[slot].take()).collect())
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Tensor, Value, ValueId
 use crate::kernels::gemm::{Mat, MatMut, Size, gemm};
 use crate::kernels::requantize::fake_quantize_slice;
 use crate::ops::gemm::Gemm;
+use crate::ops::quantize::Dequantize;
 use crate::passes::node;
 
 /// Samples that are run.
@@ -81,7 +82,9 @@ fn readers(graph: &Graph) -> Vec<Reader> {
         let (&[first, second], true) = (tensor.shape(), graph.only_use(weight).is_some()) else { continue };
         let by_row = gemm.is_some_and(|g| g.trans_b);
         let depth = if by_row { second } else { first };
-        if graph.constant(input).is_some() || depth < 2 {
+        let rounded =
+            graph.producer(input).is_some_and(|(p, _)| graph.node(p).op_as::<Dequantize>().is_some());
+        if rounded || graph.constant(input).is_some() || depth < 2 {
             continue;
         }
         let reader = found.entry(input).or_insert_with(|| Reader { input, matrices: Vec::new(), depth });

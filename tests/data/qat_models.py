@@ -1,25 +1,26 @@
 """Small models as trainers with quantization export them, written to tests/data/qat: the input of tests/qat.rs.
 
     pip install torch brevitas qonnx onnx onnxruntime onnxscript
-    python tests/data/qat_models.py
+    python tests/data/qat_models.py by_hand torch_fake_quantize brevitas
+    pip install tensorflow-cpu tf2onnx onnxruntime   # in an environment of its own
+    python tests/data/qat_models.py tensorflow
 
 Beside each model NAME.onnx lies NAME.npz with an input x and the output y that ONNX Runtime gives for the model as
 exported; for the QONNX dialect, which ONNX Runtime does not know, y comes from Brevitas.
 """
 
 import pathlib
+import sys
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 FOLDER = pathlib.Path(__file__).with_name("qat")
 X = np.random.RandomState(0).randn(2, 3, 8, 8).astype(np.float32)
 
 
-def save(name, model, output=None):
+def save(name, model, output=None, x=X):
     import onnxruntime as ort
 
     FOLDER.mkdir(exist_ok=True)
@@ -28,13 +29,15 @@ def save(name, model, output=None):
         onnx.save(model, path)
     if output is None:
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        output = session.run(None, {session.get_inputs()[0].name: X})[0]
-    np.savez(FOLDER / f"{name}.npz", x=X, y=output)
+        output = session.run(None, {session.get_inputs()[0].name: x})[0]
+    np.savez(FOLDER / f"{name}.npz", x=x, y=output)
     print(name, path.stat().st_size, "bytes,", sorted({n.op_type for n in onnx.load(path).graph.node}))
 
 
 def torch_fake_quantize():
     """torch.ao in eager mode: fused Conv-BN-ReLU, an Add by FloatFunctional, per-channel weights."""
+    import torch
+    from torch import nn
     from torch.ao import quantization as q
 
     class Net(nn.Module):
@@ -77,8 +80,10 @@ def torch_fake_quantize():
 def brevitas():
     """Brevitas: 8-bit activations, 4-bit narrow weights; as QCDQ and in the QONNX dialect."""
     import brevitas.nn as qnn
+    import torch
     from brevitas.export import export_onnx_qcdq, export_qonnx
     from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
+    from torch import nn
 
     class Weight4(Int8WeightPerChannelFloat):
         bit_width = 4
@@ -163,8 +168,32 @@ def by_hand():
     save("norm_after_quantized", helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
+def tensorflow():
+    """FakeQuantWithMinMaxVars through tf2onnx: uint8 with odd zero points, in TensorFlow's layout. The exporter computes
+    what it can: weights arrive as real numbers on a grid whose step is lost."""
+    import tensorflow as tf
+    import tf2onnx
+
+    rng = np.random.RandomState(2)
+    weight = lambda *shape: tf.Variable(rng.randn(*shape).astype(np.float32) * 0.3)
+    w1, w2, w3 = weight(3, 3, 3, 8), weight(3, 3, 8, 1), weight(8, 5)
+    bias = rng.randn(8).astype(np.float32)
+    quantize = tf.quantization.fake_quant_with_min_max_vars
+
+    def net(x):
+        x = quantize(x, -3.0, 3.2)
+        x = quantize(tf.nn.relu6(tf.nn.conv2d(x, quantize(w1, -1.1, 1.2), 1, "SAME") + bias), 0.0, 6.0)
+        branch = quantize(w2, -0.9, 0.9, narrow_range=True)
+        x = quantize(x + quantize(tf.nn.depthwise_conv2d(x, branch, [1] * 4, "SAME"), -9.0, 9.5), -8.0, 12.0)
+        x = quantize(tf.reduce_mean(x, [1, 2]), -2.0, 4.0)
+        return tf.identity(quantize(tf.matmul(x, quantize(w3, -1.0, 1.1)), -6.0, 6.0), name="y")
+
+    signature = [tf.TensorSpec([2, 8, 8, 3], tf.float32, name="x")]
+    model, _ = tf2onnx.convert.from_function(tf.function(net, signature), signature, opset=17)
+    save("tensorflow_fake_quant", model, x=np.ascontiguousarray(X.transpose(0, 2, 3, 1)))
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    by_hand()
-    torch_fake_quantize()
-    brevitas()
+    for exporter in sys.argv[1:] or ["by_hand", "torch_fake_quantize", "brevitas"]:
+        globals()[exporter]()

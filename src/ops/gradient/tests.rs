@@ -411,3 +411,77 @@ fn attribute_strings(values: &[&str]) -> Attribute {
         ..Attribute::default()
     }
 }
+
+/// Rounding has no gradient but the straight-through one: what is differentiated is the pair with the error of rounding
+/// held still, `y(x, s) = s·(clip(x/s + z) + e - z)`, in double precision.
+#[test]
+fn quantization_pairs() {
+    let (mut noise, mut worst, mut size, mut count) = (Noise(7), 0f64, 0f64, 0);
+    let (low, high) = (0.0, 255.0);
+    for (scales, zero) in
+        [(vec![0.011f64], 100u8), (vec![0.002, 0.02, 0.007], 0), (vec![0.004, 0.05, 0.009], 128)]
+    {
+        let x: Vec<f64> = (0..12).map(|_| noise.next()).collect();
+        let upstream: Vec<f64> = (0..12).map(|_| noise.next()).collect();
+        let single = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+        let zeros = Array::vector(vec![zero; scales.len()]);
+        let (steps, zeros) = match scales.len() {
+            1 => (Array::scalar(scales[0] as f32), Array::scalar(zero)),
+            _ => (Array::vector(single(&scales)), zeros),
+        };
+        let run = |name: &str, inputs: &[Option<Array>], upstream: Option<Array>| {
+            let axis = [int("axis", 1)];
+            let mut attrs = Attrs::new(&axis, 13, 3, 1);
+            let op = (find(ONNX, name, 13).unwrap().parse)(&mut attrs).unwrap();
+            let output = Some(op.float(inputs).unwrap().remove(0));
+            let upstream = [upstream];
+            let found = upstream[0].is_some().then(|| {
+                let outputs = [output.clone()];
+                let wanted = [true, true, false];
+                let run = Run { inputs, outputs: &outputs, upstream: &upstream, wanted: &wanted };
+                op.gradient().unwrap().backward(&run).unwrap()
+            });
+            (output, found.unwrap_or_default())
+        };
+        let before =
+            [Some(Array::new(&[4, 3], single(&x)).unwrap()), Some(steps.clone()), Some(zeros.clone())];
+        let (q, _) = run("QuantizeLinear", &before, None);
+        let between = [q.clone(), Some(steps), Some(zeros)];
+        let (_, outer) =
+            run("DequantizeLinear", &between, Some(Array::new(&[4, 3], single(&upstream)).unwrap()));
+        let (_, inner) = run("QuantizeLinear", &before, outer[0].clone());
+        let stored = q.unwrap().to_f32().unwrap();
+        let z = f64::from(zero);
+        let error: Vec<f64> = stored
+            .iter()
+            .enumerate()
+            .map(|(i, &q)| f64::from(q) - (x[i] / scales[i % scales.len()] + z).clamp(low, high))
+            .collect();
+        let loss = |x: &[f64], scales: &[f64]| -> f64 {
+            let y = |i: usize, s: f64| s * ((x[i] / s + z).clamp(low, high) + error[i] - z);
+            (0..12).map(|i| upstream[i] * y(i, scales[i % scales.len()])).sum()
+        };
+        let mut compare = |found: f64, moved: &dyn Fn(f64) -> f64, h: f64| {
+            let coarse = (moved(h) - moved(-h)) / (2.0 * h);
+            let fine = (moved(h / 2.0) - moved(-h / 2.0)) / h;
+            worst = worst.max((found - (4.0 * fine - coarse) / 3.0).abs());
+            size = size.max(found.abs());
+        };
+        let with = |values: &[f64], i: usize, by: f64| {
+            let mut values = values.to_vec();
+            values[i] += by;
+            values
+        };
+        for i in 0..12 {
+            let found = inner[0].as_ref().unwrap().slice::<f32>().unwrap()[i];
+            compare(found.into(), &|by| loss(&with(&x, i, by), &scales), 1e-6);
+        }
+        for i in 0..scales.len() {
+            let part = |g: &[Option<Array>]| f64::from(g[1].as_ref().unwrap().slice::<f32>().unwrap()[i]);
+            compare(part(&outer) + part(&inner), &|by| loss(&x, &with(&scales, i, by)), 1e-8);
+        }
+        count += 1;
+    }
+    println!("{:24} {count:2} cases  {:.1e}", "Quantize/Dequantize", worst / size);
+    assert!(worst / size < 1e-5, "{worst} of {size}");
+}

@@ -20,7 +20,7 @@ impl Rewrite for FoldIntoQuantized {
             return Ok(None);
         };
         let Some(real) = graph.input(conv, 1) else { return Ok(None) };
-        let Some(weight) = Quantized::of(graph, real) else { return Ok(None) };
+        let Some(weight) = Quantized::of(graph, real).filter(|w| w.symmetric) else { return Ok(None) };
         for value in [input, real, weight.integers] {
             if graph.only_use(value).is_none() {
                 return Err(format!("`{}` is used elsewhere", graph.name(value)).into());
@@ -93,7 +93,7 @@ fn real_bias(graph: &Graph, value: crate::ir::ValueId) -> Option<Vec<f32>> {
     if let Some(tensor) = graph.constant(value) {
         return reals(tensor);
     }
-    let quantized = Quantized::of(graph, value)?;
+    let quantized = Quantized::of(graph, value).filter(|q| q.symmetric)?;
     let integers = graph.constant(quantized.integers)?.array().ok()?;
     let scale = |c: usize| quantized.scales[if quantized.scales.len() == 1 { 0 } else { c }];
     Some(integers.to_f32().ok()?.iter().enumerate().map(|(c, &q)| q * scale(c)).collect())
