@@ -73,8 +73,8 @@ fn brevitas_clips_integers() {
         let x = model.graph.input(clip, 0).unwrap();
         assert!(model.graph.ty(x).is_some_and(|t| t.dtype == DType::F32), "a Clip on integers is left");
     }
-    // The bias of the last matrix product is off by half a step of its 32 bits at most.
-    let (share, worst) = difference("brevitas_qcdq", &model.graph, 1e-4);
+    // Float sums in another order move an activation over a tie, on which every output depends a little.
+    let (share, worst) = difference("brevitas_qcdq", &model.graph, 5e-3);
     assert!(share <= 0.2 && worst < 0.02, "{share} {worst}");
 }
 
@@ -122,8 +122,8 @@ fn weights_that_tensorflow_rounded_are_integers_again() {
         assert!(matches!(graph.constant_input(dequantize, 0).unwrap().dtype(), DType::I8 | DType::U8));
     }
     let (share, worst) = difference("tensorflow_fake_quant", graph, 1e-5);
-    // Two of the ten outputs fall on the other side of a tie.
-    assert!(share <= 0.2 && worst <= 1.01 * 12.0 / 255.0, "{share} {worst}");
+    // Some outputs fall on the other side of a tie.
+    assert!(share <= 0.2 && worst <= 1.01 * 3.0 / 255.0, "{share} {worst}");
 }
 
 /// What the passes make of each model, as text.

@@ -5,8 +5,8 @@
     pip install tensorflow-cpu tf2onnx onnxruntime   # in an environment of its own
     python tests/data/qat_models.py tensorflow
 
-Beside each model NAME.onnx lies NAME.npz with an input x and the output y that ONNX Runtime gives for the model as
-exported; for the QONNX dialect, which ONNX Runtime does not know, y comes from Brevitas.
+Beside each model NAME.onnx lies NAME.npz with an input x and the output y that ONNX Runtime without optimizations
+gives for the model as exported; for the QONNX dialect, which ONNX Runtime does not know, y comes from Brevitas.
 """
 
 import pathlib
@@ -28,7 +28,9 @@ def save(name, model, output=None, x=X):
     if model is not None:
         onnx.save(model, path)
     if output is None:
-        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         output = session.run(None, {session.get_inputs()[0].name: x})[0]
     np.savez(FOLDER / f"{name}.npz", x=x, y=output)
     print(name, path.stat().st_size, "bytes,", sorted({n.op_type for n in onnx.load(path).graph.node}))
@@ -186,7 +188,7 @@ def tensorflow():
         branch = quantize(w2, -0.9, 0.9, narrow_range=True)
         x = quantize(x + quantize(tf.nn.depthwise_conv2d(x, branch, [1] * 4, "SAME"), -9.0, 9.5), -8.0, 12.0)
         x = quantize(tf.reduce_mean(x, [1, 2]), -2.0, 4.0)
-        return tf.identity(quantize(tf.matmul(x, quantize(w3, -1.0, 1.1)), -6.0, 6.0), name="y")
+        return tf.identity(quantize(tf.matmul(x, quantize(w3, -1.0, 1.1)), -1.5, 1.5), name="y")
 
     signature = [tf.TensorSpec([2, 8, 8, 3], tf.float32, name="x")]
     model, _ = tf2onnx.convert.from_function(tf.function(net, signature), signature, opset=17)
