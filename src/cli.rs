@@ -5,6 +5,7 @@ mod compile;
 mod console;
 mod diff;
 mod explain;
+mod guard;
 mod help;
 mod inspect;
 mod ops;
@@ -18,7 +19,6 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::calibrate::config::{Config, Recipe};
@@ -49,6 +49,12 @@ struct Arguments {
         help_heading = "Messages"
     )]
     message_format: console::Format,
+    /// Memory for the values of a run, such as 800M or 4G; three quarters of the machine's by default.
+    #[arg(long, value_name = "SIZE", value_parser = guard::bytes, global = true, help_heading = "Running")]
+    memory_limit: Option<u64>,
+    /// End with an error after so many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = guard::seconds, global = true, help_heading = "Running")]
+    time_limit: Option<f64>,
     #[command(subcommand)]
     command: Command,
 }
@@ -92,8 +98,13 @@ pub fn run() -> ExitCode {
         }
     };
     console::start(arguments.message_format);
+    guard::apply(arguments.memory_limit, arguments.time_limit);
     keep_memory();
-    let result = match arguments.command {
+    guard::guarded(move || dispatch(arguments.command, command))
+}
+
+fn dispatch(chosen: Command, command: clap::Command) -> ExitCode {
+    let result = match chosen {
         Command::Compile(compile) => compile.run(),
         Command::Train(train) => train.run(),
         Command::Run(run) => run.run(),
@@ -129,13 +140,6 @@ fn points(text: &str) -> Result<f64, String> {
 /// The preprocessing of pictures that a file of settings describes, if there is one.
 fn recipe(config: Option<&Path>) -> Result<Option<Recipe>, Error> {
     Ok(config.map(Config::read).transpose()?.and_then(|config| config.preprocess))
-}
-
-/// Sets the number of threads of the process.
-fn start_threads(threads: Option<u16>) -> anyhow::Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
-    pool.build_global().context("starting threads")
 }
 
 /// Writes to standard output. Nobody need read to the end: a closed pipe is no error.

@@ -88,8 +88,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
             report.outputs(compared)?;
         }
         report.quantized(quantized);
-        passes::infer(&mut model.graph);
-        passes::check(&model, "quantization")?;
+        passes::finish(&mut model, "quantization")?;
         report.sign(&mut model, &provenance);
     }
     report.size_after = onnx::write(output, &model)?;

@@ -11,6 +11,7 @@
 //! thinks. [`compile()`] is the picture as one function; each module is a room of the house and may use those above it.
 #![warn(missing_docs)]
 
+pub mod budget;
 pub mod calibrate;
 pub mod cli;
 pub mod compare;

@@ -3,6 +3,7 @@
 //! The file is mapped, and tensor payloads stay slices of the map from reading to writing. A model that no pass has
 //! touched is written byte for byte as it was read.
 
+mod audit;
 mod emit;
 mod external;
 mod function;
@@ -14,6 +15,7 @@ pub mod text;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -24,6 +26,7 @@ pub use emit::{External, emit, value_info};
 pub use external::ExternalData;
 pub use import::{LoadExternal, import, parse};
 
+use crate::budget;
 use crate::error::{Error, Fault};
 use crate::fail;
 use crate::ir::{Model, verify};
@@ -42,6 +45,8 @@ pub struct Source {
     pub digest: String,
     /// Bytes that the schema has no field for; they are lost when the model is written.
     pub lost_bytes: usize,
+    /// Some text was not UTF-8, and is written otherwise.
+    pub escaped: bool,
     /// The files beside the model that hold payloads.
     beside: ExternalData,
 }
@@ -66,8 +71,9 @@ fn read_edited(path: &Path, edit: MessageEdit) -> Result<Source, Error> {
     let beside = ExternalData::new(path.parent().unwrap_or(Path::new("")));
     let external = |tensor: &proto::TensorProto| beside.load(tensor);
     let (size, digest) = (bytes.len(), digest(&bytes));
-    let (model, lost_bytes) = decode_edited(bytes, &external, edit).map_err(|e| e.within(path.display()))?;
-    Ok(Source { model, size, digest, lost_bytes, beside })
+    let (model, lost_bytes, escaped) =
+        decode_edited(bytes, &external, edit).map_err(|e| e.within(path.display()))?;
+    Ok(Source { model, size, digest, lost_bytes, escaped, beside })
 }
 
 /// Reads a model file and refuses a graph that breaks the rules.
@@ -89,14 +95,38 @@ fn valid(path: &Path, source: Source) -> Result<Source, Error> {
 
 /// Decodes a model from bytes; also the number of bytes that the schema has no field for.
 pub fn decode(bytes: Bytes, external: LoadExternal) -> Result<(Model, usize), Error> {
-    decode_edited(bytes, external, &Ok)
+    decode_edited(bytes, external, &Ok).map(|(model, lost, _)| (model, lost))
 }
 
-fn decode_edited(bytes: Bytes, external: LoadExternal, edit: MessageEdit) -> Result<(Model, usize), Error> {
+/// Also how many bytes the schema has no field for, and whether text had to be escaped.
+fn decode_edited(
+    bytes: Bytes,
+    external: LoadExternal,
+    edit: MessageEdit,
+) -> Result<(Model, usize, bool), Error> {
+    check_cost(&bytes).map_err(|f| f.at("not a usable model"))?;
     let what_is_it = |e: prost::DecodeError| not_a_model(&bytes, &e).at("not an ONNX model");
-    let decoded = proto::decode(bytes.clone()).map_err(what_is_it)?;
+    let mut escaped = false;
+    let decoded = match proto::decode(bytes.clone()) {
+        Err(error) if error.to_string().contains("UTF-8") => {
+            escaped = true;
+            proto::decode(proto::wire::with_valid_text(&bytes).into()).map_err(what_is_it)?
+        }
+        other => other.map_err(what_is_it)?,
+    };
     let message = edit(decoded.model).map_err(|f| f.at("functions"))?;
-    Ok((import(message, external)?, decoded.lost_bytes))
+    Ok((import(message, external)?, decoded.lost_bytes, escaped))
+}
+
+/// Refuses a file whose messages would take far more memory than the file.
+fn check_cost(bytes: &[u8]) -> Result<(), Fault> {
+    const BASE: u64 = 64 << 20;
+    const GROWTH: u64 = 40;
+    let (cost, size) = (proto::wire::cost(bytes), bytes.len() as u64);
+    if cost > (BASE + GROWTH * size).min(budget::memory()) {
+        fail!("its messages would take {} MB of memory, the file has {} MB", cost >> 20, size >> 20);
+    }
+    Ok(())
 }
 
 /// Encodes a model; external data stays where it is.
@@ -120,6 +150,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     atomically(path, |file| file.write_all(bytes))
 }
 
+/// Temporary files that are being written.
+static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes what is being written, for a process that is about to end.
+pub fn abandon() {
+    let pending = PENDING.lock().map(|mut p| std::mem::take(&mut *p)).unwrap_or_default();
+    pending.iter().for_each(|path| drop(fs::remove_file(path)));
+}
+
+fn pending(change: impl FnOnce(&mut Vec<PathBuf>)) {
+    if let Ok(mut pending) = PENDING.lock() {
+        change(&mut pending);
+    }
+}
+
 fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>) -> Result<T, Error> {
     let write = || -> std::io::Result<T> {
         let name = path.file_name().ok_or_else(|| std::io::Error::other("it names no file"))?;
@@ -130,12 +175,14 @@ fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
+        pending(|all| all.push(temporary.clone()));
         let done = File::create(&temporary).and_then(|mut file| {
             let filled = fill(&mut file)?;
             file.sync_all()?;
             fs::rename(&temporary, path)?;
             Ok(filled)
         });
+        pending(|all| all.retain(|path| *path != temporary));
         if done.is_err() {
             let _ = fs::remove_file(&temporary); // the first error is the one to tell
         }

@@ -169,6 +169,13 @@ pub fn node(op_type: &str, name: String, attributes: Vec<crate::ir::Attribute>, 
     }
 }
 
+/// What holds of a model that is about to be written: types as far as they follow, nodes told apart, every invariant.
+pub fn finish(model: &mut Model, after: &str) -> Result<(), Error> {
+    infer(&mut model.graph);
+    clean::tell_nodes_apart(&mut model.graph);
+    check(model, after)
+}
+
 /// Checks every invariant of the model; the faults are bugs of a pass, not of the user's file.
 pub fn check(model: &Model, after: &str) -> Result<(), Error> {
     match verify(model).as_slice() {

@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, clippy::all)]
 
+pub mod wire;
+
 use bytes::Bytes;
 use prost::Message;
 

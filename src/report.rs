@@ -193,6 +193,9 @@ impl Report {
                 source.lost_bytes
             ));
         }
+        if source.escaped {
+            warnings.push("some names are not UTF-8: such bytes are written as \\xNN".into());
+        }
         if options.mode == Mode::Auto && mode == Mode::WeightOnly {
             warnings.push(
                 "no calibration data: only weights are quantized (use --calib for full integer)".into(),

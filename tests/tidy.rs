@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// From the top: a room may use itself and those before it.
 const ROOMS: &[&str] = &[
     "error",
+    "budget",
     "proto",
     "ir",
     "kernels",

@@ -80,7 +80,7 @@ struct Comparison {
 impl Compare {
     /// Compares, prints, and judges.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        super::start_threads(self.threads)?;
+        super::guard::start_threads(self.threads)?;
         let (mut a, mut b) =
             (onnx::read_inlined(&self.a)?.model.graph, onnx::read_inlined(&self.b)?.model.graph);
         passes::infer(&mut a);

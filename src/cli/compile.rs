@@ -154,7 +154,7 @@ fn operator(name: &str) -> Result<String, String> {
 impl Compile {
     /// Compiles, then tells on stderr what was done.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        super::start_threads(self.threads)?;
+        super::guard::start_threads(self.threads)?;
         let options = self.options()?;
         let progress = Progress::new(self.quiet);
         let report = compile(&self.input, &self.output, &options, &|phase, done, total| {

@@ -66,7 +66,7 @@ impl From<Numerics> for interpret::Numerics {
 impl Run {
     /// Runs the model and writes its outputs.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        super::start_threads(self.threads)?;
+        super::guard::start_threads(self.threads)?;
         let mut model = onnx::read_inlined(&self.model)?.model;
         passes::infer(&mut model.graph);
         let graph = &model.graph;

@@ -54,7 +54,7 @@ pub struct Sense {
 impl Sense {
     /// Measures and prints.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        super::start_threads(self.threads)?;
+        super::guard::start_threads(self.threads)?;
         let recipe = super::recipe(self.config.as_deref())?;
         let options = Options {
             calib: Some(self.calib.clone()),

@@ -124,7 +124,7 @@ fn rate(text: &str) -> Result<f64, String> {
 impl Train {
     /// Trains, with a line for each epoch on stderr.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        super::start_threads(self.threads)?;
+        super::guard::start_threads(self.threads)?;
         let (options, training) = self.options()?;
         let progress = Progress::new(self.quiet);
         let watch = |phase: &str, done: usize, total: usize| progress.show(phase, done, total);

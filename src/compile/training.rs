@@ -87,8 +87,7 @@ pub fn train(
     let compared = distances(&original, &model.graph, &samples, watch)?;
     report.samples_warnings(&samples);
     report.outputs(compared)?;
-    passes::infer(&mut model.graph);
-    passes::check(&model, "training")?;
+    passes::finish(&mut model, "training")?;
     report.sign(&mut model, &provenance);
     report.size_after = onnx::write(output, &model)?;
     report.seconds = started.elapsed().as_secs_f64();

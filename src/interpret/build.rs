@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::integer::Exact;
-use super::{Action, Numerics, Program, Shown, Step, node_label};
+use super::{Action, Numerics, Program, Shown, Step, node_label, room};
+use crate::budget;
 use crate::error::Error;
-use crate::ir::{Array, Datum, Graph, NodeId, ValueId, schedule};
+use crate::ir::{Array, Datum, Fact, Graph, NodeId, Tensor, TensorType, ValueId, schedule};
 
 /// A program that is being compiled.
 pub(super) struct Builder<'a> {
@@ -16,6 +17,8 @@ pub(super) struct Builder<'a> {
     pub exact: HashMap<ValueId, Exact>,
     /// Those of them that were made real numbers.
     pub real: HashSet<ValueId>,
+    /// Types that follow from those of the inputs, whatever the graph declares.
+    types: HashMap<usize, TensorType>,
     /// The step that fills a slot.
     pub filled_by: HashMap<usize, usize>,
 }
@@ -66,6 +69,7 @@ impl<'a> Builder<'a> {
             program,
             exact: HashMap::new(),
             real: HashSet::new(),
+            types: HashMap::new(),
             filled_by: HashMap::new(),
         }
     }
@@ -100,7 +104,8 @@ impl<'a> Builder<'a> {
         value.as_tensor().ok()
     }
 
-    fn step(&self, id: NodeId) -> Result<Step, Error> {
+    fn step(&mut self, id: NodeId) -> Result<Step, Error> {
+        let size = self.size(id);
         let (graph, slots) = (self.graph, &self.program.slots);
         let node = graph.node(id);
         let action = match (&node.op, &node.unknown) {
@@ -133,7 +138,38 @@ impl<'a> Builder<'a> {
             shown,
             last_reads: Vec::new(),
             action,
+            size,
         })
+    }
+
+    /// The bytes of what the node returns, if they are known now.
+    fn size(&mut self, id: NodeId) -> Option<u64> {
+        let graph = self.graph;
+        let op = graph.node(id).op.as_ref()?;
+        let known = |v: ValueId| {
+            let constant = graph.constant(v);
+            let own = graph.inputs.contains(&v).then(|| graph.ty(v)).flatten();
+            let ty = own.or_else(|| self.types.get(&self.program.slots[&v])).cloned();
+            Some((ty.or_else(|| constant.map(Tensor::tensor_type))?, constant))
+        };
+        let inputs: Vec<_> = graph.inputs_of(id).into_iter().map(|v| v.and_then(known)).collect();
+        let facts: Vec<Option<Fact>> = inputs
+            .iter()
+            .map(|i| i.as_ref().map(|(ty, constant)| Fact { ty, constant: *constant }))
+            .collect();
+        let found = op.infer(&facts).unwrap_or_default();
+        let outputs = graph.outputs_of(id);
+        let mut size = (found.len() >= outputs.len()).then_some(0u64);
+        for (value, ty) in outputs.into_iter().zip(found) {
+            if value.is_some() {
+                let bytes = ty.as_ref().and_then(room::bytes_of_type);
+                size = size.zip(bytes).map(|(sum, bytes)| sum.saturating_add(bytes));
+            }
+            if let (Some(value), Some(ty)) = (value, ty) {
+                self.types.insert(self.program.slots[&value], ty);
+            }
+        }
+        size
     }
 
     /// What a node is called in messages.
@@ -149,7 +185,8 @@ impl<'a> Builder<'a> {
         }
         let program = &mut self.program;
         let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| program.initial[s].clone())).collect();
-        let Ok(outputs) = op.evaluate(inputs) else { return false }; // the run will say why
+        let computed = room::compute(&**op, inputs, None, budget::memory());
+        let Ok(outputs) = computed else { return false }; // the run will say why
         for (output, value) in step.outputs.iter().zip(outputs) {
             if let Some((slot, _)) = output {
                 program.initial[*slot] = Some(value);

@@ -93,7 +93,7 @@ fn run_loop(body: &Program, inputs: &[Option<Datum>], scope: Scope) -> Result<Ve
         (0..carried).map(|i| required(inputs, i + 2).cloned()).collect::<Result<_, _>>()?;
     let scans = body.outputs.len().saturating_sub(1 + carried);
     let mut stacks: Vec<Vec<Datum>> = vec![Vec::new(); scans];
-    let mut iteration = 0;
+    let (mut iteration, mut grown) = (0, 0u64);
     while go_on && iteration < limit {
         if iteration >= MAX_ITERATIONS {
             return Err(at(Fault::new(format!("it runs more than {MAX_ITERATIONS} times"))));
@@ -103,7 +103,11 @@ fn run_loop(body: &Program, inputs: &[Option<Datum>], scope: Scope) -> Result<Ve
         let mut outputs = body.run_inside(&arguments, scope)?.into_iter();
         go_on = outputs.next().as_ref().map_or(Ok(false), truth)?;
         state = outputs.by_ref().take(carried).collect();
-        stacks.iter_mut().zip(outputs).for_each(|(stack, output)| stack.push(output));
+        for (stack, output) in stacks.iter_mut().zip(outputs) {
+            grown += super::room::bytes_of(&output) + std::mem::size_of::<Datum>() as u64;
+            stack.push(output);
+        }
+        crate::budget::fits(grown, crate::budget::memory() / 2).map_err(at)?;
         iteration += 1;
     }
     for stack in stacks {

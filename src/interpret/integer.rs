@@ -249,6 +249,7 @@ impl Builder<'_> {
         let slots: Vec<usize> = (first..first + outputs.len()).collect();
         self.program.initial.resize(first + outputs.len(), None);
         let step = Step {
+            size: None,
             node: id,
             place: self.place(id),
             inputs,
@@ -358,6 +359,7 @@ impl Builder<'_> {
         }
         let Some((node, _)) = self.graph.producer(value) else { return };
         let step = Step {
+            size: None,
             node,
             place: self.place(node),
             inputs: vec![Some(exact.slot)],

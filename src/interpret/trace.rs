@@ -2,6 +2,7 @@
 //! depends on a change.
 
 use super::{Action, Program, data};
+use crate::budget;
 use crate::error::{Error, Fault};
 use crate::ir::{Array, Datum, ValueId};
 
@@ -16,7 +17,7 @@ impl Program {
         let mut values = self.initial.clone();
         self.fill_inputs(&mut values, &data(inputs))?;
         for step in &self.steps {
-            step.run(&mut values)?;
+            step.run(&mut values, budget::memory())?;
         }
         Ok(Trace { values })
     }
@@ -70,7 +71,7 @@ impl Program {
             let outputs = || step.outputs.iter().flatten().map(|o| o.0);
             let given: Vec<_> =
                 outputs().filter(|&s| role[s] == Role::Given).map(|s| (s, values[s].clone())).collect();
-            step.run(&mut values)?;
+            step.run(&mut values, budget::memory())?;
             outputs().filter(|&s| values[s].is_some()).for_each(|s| role[s] = Role::Computed);
             for (slot, value) in given {
                 (values[slot], role[slot]) = (value, Role::Given);

@@ -152,8 +152,29 @@ impl Tensor {
         }
         match &p.raw_data {
             Some(raw) => self.check_length(raw.len()),
-            None => Ok(()), // typed fields are checked when they are read
+            None => self.check_count(),
         }
+    }
+
+    /// The field for the element type holds as many numbers as there are elements.
+    fn check_count(&self) -> Result<(), Fault> {
+        let (p, len) = (&self.proto, self.len());
+        let (found, expected) = match self.dtype {
+            DType::F32 => (p.float_data.len(), len),
+            DType::C64 => (p.float_data.len(), 2 * len),
+            DType::F64 => (p.double_data.len(), len),
+            DType::C128 => (p.double_data.len(), 2 * len),
+            DType::I64 => (p.int64_data.len(), len),
+            DType::U32 | DType::U64 => (p.uint64_data.len(), len),
+            DType::Str => (p.string_data.len(), len),
+            // A byte to each integer, which smaller elements share.
+            dtype if dtype.bits() < 8 => (p.int32_data.len(), (len * dtype.bits()).div_ceil(8)),
+            _ => (p.int32_data.len(), len),
+        };
+        if found != expected {
+            fail!("{} needs {expected} numbers, found {found}", self.tensor_type());
+        }
+        Ok(())
     }
 
     fn check_length(&self, found: usize) -> Result<(), Fault> {

@@ -93,12 +93,24 @@ impl ExternalData {
                 return Err(fault.hint("copy the model and its data with the links resolved (cp -rL)"));
             }
             is_file = metadata.is_file();
+            if is_file && links(&metadata) > 1 {
+                let fault = Fault::new("the file has another name elsewhere (a hard link)");
+                return Err(fault.hint("copy the model and its data (cp)"));
+            }
         }
         if !is_file {
             fail!("not a regular file");
         }
         Ok(path)
     }
+}
+
+/// How many names a file has.
+fn links(metadata: &fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::nlink(metadata);
+    #[cfg(not(unix))]
+    1
 }
 
 /// What `external_data` says. Keys other than these three (a checksum, say) are passed over.

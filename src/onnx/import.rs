@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::audit::audit;
 use super::function;
 use crate::error::{Error, Fault};
 use crate::ir::{
@@ -26,19 +27,23 @@ const MAX_DEPTH: usize = 40;
 /// Builds the graph of a model.
 pub fn import(mut proto: ModelProto, external: LoadExternal) -> Result<Model, Error> {
     let at = |fault: Fault| fault.at("not a usable model");
-    let Some(graph) = proto.graph.take() else { return Err(at("it holds no graph".into())) };
+    if proto.graph.is_none() {
+        return Err(at("it holds no graph".into()));
+    }
     if proto.ir_version.is_none() || proto.opset_import.is_empty() {
         return Err(at(
             Fault::new("ir_version or opset_import is missing").hint("is it an ONNX file, and whole?")
         ));
     }
+    audit(&proto, external).map_err(at)?;
+    let Some(graph) = proto.graph.take() else { return Err(at("it holds no graph".into())) };
     let mut model = Model::default();
     for set in &proto.opset_import {
         let version = model.opsets.entry(set.domain.clone().unwrap_or_default()).or_insert(0);
         *version = (*version).max(set.version.unwrap_or(0));
     }
     model.rest = proto;
-    let importer = Importer { model: &model, functions: &model.rest.functions, calls: Vec::new(), external };
+    let importer = Importer { model: &model, functions: &model.rest.functions, external };
     let (graph, captures) = importer.graph(graph, 0)?;
     if let Some(name) = captures.first() {
         return Err(at(format!("`{name}` is used, but nothing defines it").into()));
@@ -52,8 +57,6 @@ struct Importer<'a> {
     model: &'a Model,
     /// The functions that the model defines.
     functions: &'a [FunctionProto],
-    /// The functions around what is imported: none may call itself.
-    calls: Vec<&'a FunctionProto>,
     external: LoadExternal<'a>,
 }
 
@@ -188,14 +191,10 @@ impl Importer<'_> {
             |f: &&FunctionProto| f.domain() == domain && f.name() == name && f.overload() == overload;
         let function = self.functions.iter().find(called)?;
         let within = format!("function `{name}`");
-        if self.calls.iter().any(|&outer| std::ptr::eq(outer, function)) {
-            return Some(Err(Fault::new("it calls itself").at(within)));
-        }
         let mut model = Model::default();
         model.opsets.extend(function.opset_import.iter().map(|o| (o.domain().to_string(), o.version())));
         model.rest.ir_version = self.model.rest.ir_version;
-        let calls = self.calls.iter().copied().chain([function]).collect();
-        let importer = Importer { model: &model, functions: self.functions, calls, external: self.external };
+        let importer = Importer { model: &model, functions: self.functions, external: self.external };
         let graph = importer.graph(function::body(function, attributes), depth + 1);
         Some(graph.map_err(|e| e.within(&within)).and_then(|(function, captures)| match captures.first() {
             None => Ok(Arc::new(Call { function }) as Arc<dyn Op>),

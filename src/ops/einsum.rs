@@ -79,20 +79,24 @@ impl Einsum {
 
     /// The loops over these inputs, and the inputs themselves.
     fn plan<'a>(&self, inputs: &'a [Option<Array>]) -> Result<(Plan, Vec<&'a Array>), Fault> {
-        if inputs.len() != self.terms.len() {
-            fail!("{} inputs for {} terms", inputs.len(), self.terms.len());
-        }
         let arrays = (0..inputs.len()).map(|slot| required(inputs, slot)).collect::<Result<Vec<_>, _>>()?;
+        let shapes: Vec<&[usize]> = arrays.iter().map(|a| a.shape()).collect();
+        Ok((self.loops(&shapes)?, arrays))
+    }
+
+    /// The loops over inputs of these shapes.
+    fn loops(&self, shapes: &[&[usize]]) -> Result<Plan, Fault> {
+        if shapes.len() != self.terms.len() {
+            fail!("{} inputs for {} terms", shapes.len(), self.terms.len());
+        }
         let mut terms = Vec::new();
-        for (term, array) in self.terms.iter().zip(&arrays) {
+        for (term, shape) in self.terms.iter().zip(shapes) {
             let letters = term.chars().filter(|c| *c != '.').count();
-            let ellipsis = array.rank().checked_sub(letters).filter(|&n| n == 0 || term.contains("..."));
-            let Some(ellipsis) = ellipsis else { fail!("\"{term}\" does not name the axes of {:?}", array.shape()) };
+            let ellipsis = shape.len().checked_sub(letters).filter(|&n| n == 0 || term.contains("..."));
+            let Some(ellipsis) = ellipsis else { fail!("\"{term}\" does not name the axes of {shape:?}") };
             terms.push(Self::labels(term, ellipsis));
         }
-        let output = self.output(&terms);
-        let shapes: Vec<&[usize]> = arrays.iter().map(|a| a.shape()).collect();
-        Ok((Plan::new(&terms, &output, &shapes)?, arrays))
+        Plan::new(&terms, &self.output(&terms), shapes)
     }
 }
 
@@ -163,7 +167,11 @@ impl Plan {
 
 impl Op for Einsum {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![known(inputs, 0).map(|x| TensorType::unranked(x.dtype))])
+        let Some(dtype) = known(inputs, 0).map(|x| x.dtype) else { return Ok(vec![None]) };
+        let shapes: Option<Vec<Vec<usize>>> = (0..inputs.len()).map(|slot| known(inputs, slot)?.shape()).collect();
+        let Some(shapes) = shapes else { return Ok(vec![Some(TensorType::unranked(dtype))]) };
+        let plan = self.loops(&shapes.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        Ok(vec![Some(TensorType::known(dtype, &plan.extents[..plan.kept]))])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

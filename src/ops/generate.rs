@@ -124,32 +124,47 @@ impl Range {
         Ok(Arc::new(Self))
     }
 
+    /// How many numbers there are from the first bound up or down to the second, by the third.
+    fn count(bounds: [&Array; 3]) -> Result<usize, Fault> {
+        let count = match bounds[0].dtype() {
+            DType::I16 | DType::I32 | DType::I64 => {
+                let whole = |a: &Array| a.to_i64()?.first().copied().map(i128::from).ok_or(Fault::new("no number"));
+                let [first, last, step] = [whole(bounds[0])?, whole(bounds[1])?, whole(bounds[2])?];
+                let distance = last - first;
+                match step {
+                    0 => fail!("the step is 0"),
+                    _ if distance.signum() == step.signum() => (distance.abs() + step.abs() - 1) / step.abs(),
+                    _ => 0,
+                }
+            }
+            DType::F16 | DType::BF16 | DType::F32 | DType::F64 => {
+                let real = |a: &Array| match a {
+                    Array::F64(_) => a.item::<f64>(),
+                    other => Ok(other.to_f32()?.first().copied().unwrap_or(f32::NAN).into()),
+                };
+                let [start, limit, delta] = [real(bounds[0])?, real(bounds[1])?, real(bounds[2])?];
+                let count = ((limit - start) / delta).ceil();
+                if count.is_nan() || count > 1e15 {
+                    fail!("a range from {start} to {limit} by {delta} has no end");
+                }
+                count.max(0.0) as i128
+            }
+            other => return Err(Fault::unimplemented(format_args!("ranges of {other}"))),
+        };
+        element_count(&[usize::try_from(count).map_err(|_| "the range is too long")?])
+    }
+
     fn values(bounds: [&Array; 3]) -> Result<Array, Fault> {
+        let count = Self::count(bounds)?;
         macro_rules! integers {
             ($t:ty) => {{
-                let [start, limit, delta] = [bounds[0].item()?, bounds[1].item()?, bounds[2].item()?];
-                let [first, last, step]: [i128; 3] = [start, limit, delta].map(|v: $t| v.into());
-                if step == 0 {
-                    fail!("the step is 0");
-                }
-                let distance = last - first;
-                let count = match distance.signum() == step.signum() {
-                    true => (distance.abs() + step.abs() - 1) / step.abs(),
-                    false => 0,
-                };
-                let count = element_count(&[usize::try_from(count).map_err(|_| "the range is too long")?])?;
+                let [first, step]: [i128; 2] = [bounds[0].item()?, bounds[2].item()?].map(|v: $t| v.into());
                 Array::vector((0..count as i128).map(|i| (first + i * step) as $t).collect())
             }};
         }
         macro_rules! reals {
             ($t:ty, $from:expr, $to:expr) => {{
-                let [start, limit, delta] =
-                    [bounds[0].item()?, bounds[1].item()?, bounds[2].item()?].map($from);
-                let count = ((f64::from(limit) - f64::from(start)) / f64::from(delta)).ceil();
-                if count.is_nan() || count > 1e15 {
-                    fail!("a range from {start} to {limit} by {delta} has no end");
-                }
-                let count = element_count(&[count.max(0.0) as usize])?;
+                let [start, delta] = [bounds[0].item()?, bounds[2].item()?].map($from);
                 Array::vector((0..count).map(|i| $to(start + i as $t * delta)).collect())
             }};
         }
@@ -171,7 +186,7 @@ impl Op for Range {
         let Some(ty) = known(inputs, 0) else { return Ok(vec![None]) };
         let count = match [constant(inputs, 0)?, constant(inputs, 1)?, constant(inputs, 2)?] {
             [Some(start), Some(limit), Some(delta)] => {
-                Dim::Known(Self::values([&start, &limit, &delta])?.len())
+                Dim::Known(Self::count([&start, &limit, &delta])?)
             }
             _ => Dim::Unknown,
         };

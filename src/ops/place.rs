@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
-use super::slots::{self, extents, known, optional, required};
+use super::slots::{self, constant_ints, extents, known, optional, required};
 use super::window::{Window, extents as read_extents};
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
@@ -167,7 +167,11 @@ impl MaxUnpool {
 
 impl Op for MaxUnpool {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![known(inputs, 0).map(|x| TensorType::unranked(x.dtype))])
+        let Some(x) = known(inputs, 0) else { return Ok(vec![None]) };
+        let asked = constant_ints(inputs, 2)?.map(|shape| extents(&shape)).transpose()?;
+        let follows = || x.shape().filter(|_| inputs.len() < 3).and_then(|shape| self.pooled(&shape).ok());
+        let shape = asked.or_else(follows).map(|shape| TensorType::known(x.dtype, &shape));
+        Ok(vec![Some(shape.unwrap_or_else(|| TensorType::unranked(x.dtype)))])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::operand::{elements, rounded};
-use super::slots::{extents, known, optional, required};
+use super::slots::{constant_ints, extents, known, optional, required};
 use super::window::Window;
 use super::{Attrs, Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
@@ -112,7 +112,15 @@ impl AffineGrid {
 
 impl Op for AffineGrid {
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
-        Ok(vec![known(inputs, 0).map(|theta| TensorType::unranked(theta.dtype))])
+        let Some(theta) = known(inputs, 0) else { return Ok(vec![None]) };
+        let size = constant_ints(inputs, 1)?.map(|size| extents(&size)).transpose()?;
+        Ok(vec![Some(match size.as_deref() {
+            Some([batch, _, spatial @ ..]) => {
+                let shape: Vec<usize> = [*batch].iter().chain(spatial).copied().chain([spatial.len()]).collect();
+                TensorType::known(theta.dtype, &shape)
+            }
+            _ => TensorType::unranked(theta.dtype),
+        })])
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {

@@ -1,7 +1,35 @@
 //! Nodes without effect: Identity, Dropout at inference, casts to the type that is there, dead code.
 
+use std::collections::{HashMap, HashSet};
+
 use super::Rewrite;
 use crate::ir::{Edit, Graph, NodeId, Refusal};
+
+/// Gives each node a name of its own: runtimes refuse two nodes of one name. The first keeps it.
+pub fn tell_nodes_apart(graph: &mut Graph) {
+    let named = |graph: &Graph, id: NodeId| !graph.node(id).name.is_empty();
+    let ids: Vec<NodeId> = graph.nodes().filter(|&id| named(graph, id)).collect();
+    let mut taken: HashSet<String> = HashSet::new();
+    let mut twice = Vec::new();
+    for id in ids {
+        if !taken.insert(graph.node(id).name.clone()) {
+            twice.push(id);
+        }
+    }
+    let mut next: HashMap<String, usize> = HashMap::new();
+    for id in twice {
+        let name = graph.node(id).name.clone();
+        let number = next.entry(name.clone()).or_default();
+        let fresh = loop {
+            *number += 1;
+            let fresh = format!("{name}_{number}");
+            if taken.insert(fresh.clone()) {
+                break fresh;
+            }
+        };
+        graph.node_mut(id).name = fresh;
+    }
+}
 
 /// Identity and Dropout pass their input on.
 pub struct Identity;

@@ -5,6 +5,7 @@
 //! DequantizeLinear: expanding them would undo the work of whoever quantized the model.
 
 use super::Rewrite;
+use crate::interpret::room;
 use crate::ir::{Array, Edit, Graph, NodeId, Refusal, Tensor};
 
 /// A folded result may be this much larger than what it was made from.
@@ -81,5 +82,9 @@ fn evaluate(graph: &Graph, id: NodeId) -> Option<(Vec<Array>, usize)> {
     if node.is("Constant") {
         size = usize::MAX - MAX_GROWTH;
     }
-    Some((node.op.as_ref()?.float(&inputs).ok()?, size))
+    let (op, given) = (node.op.as_ref()?, inputs.iter().map(Option::as_ref).collect::<Vec<_>>());
+    if room::needed(&**op, &given) > (size + MAX_GROWTH) as u64 {
+        return None;
+    }
+    Some((op.float(&inputs).ok()?, size))
 }

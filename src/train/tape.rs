@@ -11,8 +11,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::budget;
 use crate::error::{Error, Fault};
-use crate::interpret::node_label;
+use crate::interpret::{node_label, room};
 use crate::ir::{Array, Graph, NodeId, Op, Run, ValueId, schedule};
 use crate::ops::operand::{Real, elements};
 
@@ -161,6 +162,9 @@ impl Tape {
             step.outputs.iter().flatten().for_each(|&s| active[s] = true);
         } else if step.op.is_pure() && step.inputs.iter().flatten().all(constant) {
             let given: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| self.initial[s].clone())).collect();
+            let arrays: Vec<Option<&Array>> = given.iter().map(Option::as_ref).collect();
+            budget::fits(room::needed(&*step.op, &arrays), budget::memory())
+                .map_err(|f| f.at(&step.place))?;
             let results = step.op.float(&given).map_err(|f| f.at(&step.place))?;
             for (slot, array) in step.outputs.iter().zip(results) {
                 slot.iter().for_each(|&s| self.initial[s] = Some(array.clone()));
