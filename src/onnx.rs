@@ -171,6 +171,9 @@ fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>
         if path.is_dir() {
             return Err(std::io::Error::other("it is a directory"));
         }
+        if path.exists() && !path.is_file() {
+            return Err(std::io::Error::other("it is no regular file"));
+        }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));

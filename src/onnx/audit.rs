@@ -14,7 +14,7 @@ use crate::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, SparseTenso
 const DEPTH: usize = 100;
 
 /// Calls may stand for so many nodes in all.
-const NODES: u64 = 1_000_000;
+const NODES: u64 = 200_000;
 
 /// The highest version of an operator set that is believed.
 const VERSION: i64 = 1000;
@@ -88,7 +88,12 @@ type Key<'a> = (&'a str, &'a str, &'a str);
 /// Every call of a function comes to an end, after not too many nodes.
 fn ends(model: &ModelProto) -> Result<(), Fault> {
     let key = |f| -> Key { (FunctionProto::domain(f), FunctionProto::name(f), FunctionProto::overload(f)) };
-    let functions: HashMap<Key, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
+    let mut functions: HashMap<Key, &FunctionProto> = HashMap::new();
+    for function in &model.functions {
+        if functions.insert(key(function), function).is_some() {
+            fail!("function `{}` is defined twice", function.name());
+        }
+    }
     if functions.is_empty() {
         return Ok(());
     }

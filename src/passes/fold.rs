@@ -5,6 +5,7 @@
 //! DequantizeLinear: expanding them would undo the work of whoever quantized the model.
 
 use super::Rewrite;
+use crate::budget;
 use crate::interpret::room;
 use crate::ir::{Array, Edit, Graph, NodeId, Refusal, Tensor};
 
@@ -83,7 +84,7 @@ fn evaluate(graph: &Graph, id: NodeId) -> Option<(Vec<Array>, usize)> {
         size = usize::MAX - MAX_GROWTH;
     }
     let (op, given) = (node.op.as_ref()?, inputs.iter().map(Option::as_ref).collect::<Vec<_>>());
-    if room::needed(&**op, &given) > (size + MAX_GROWTH) as u64 {
+    if room::needed(&**op, &given) > ((size + MAX_GROWTH) as u64).min(budget::memory() / 4) {
         return None;
     }
     Some((op.float(&inputs).ok()?, size))
