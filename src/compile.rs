@@ -57,7 +57,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     let provenance = Provenance::of(input, &source, samples.as_ref(), options, report.mode)?;
     report.files.clone_from(&provenance.files);
     // Without a mode the output is the input, byte for byte.
-    let copied = || mode == Mode::None && onnx::read(output).is_ok_and(|o| o.digest == source.digest);
+    let copied =
+        || mode == Mode::None && onnx::read(output).is_ok_and(|o| o.digest.get() == source.digest.get());
     if options.if_changed && (provenance.made(output) || copied()) {
         report.unchanged = true;
         return Ok(report);

@@ -15,7 +15,7 @@ pub mod text;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -41,8 +41,8 @@ pub struct Source {
     pub model: Model,
     /// Size of the file in bytes, without external data.
     pub size: usize,
-    /// The first 16 hexadecimal digits of the file's SHA-256.
-    pub digest: String,
+    /// The file's SHA-256.
+    pub digest: FileDigest,
     /// Bytes that the schema has no field for; they are lost when the model is written.
     pub lost_bytes: usize,
     /// Some text was not UTF-8, and is written otherwise.
@@ -70,7 +70,7 @@ fn read_edited(path: &Path, edit: MessageEdit) -> Result<Source, Error> {
     let bytes = map(path).map_err(|f| f.at(path.display()))?;
     let beside = ExternalData::new(path.parent().unwrap_or(Path::new("")));
     let external = |tensor: &proto::TensorProto| beside.load(tensor);
-    let (size, digest) = (bytes.len(), digest(&bytes));
+    let (size, digest) = (bytes.len(), FileDigest::of(bytes.clone()));
     let (model, lost_bytes, escaped) =
         decode_edited(bytes, &external, edit).map_err(|e| e.within(path.display()))?;
     Ok(Source { model, size, digest, lost_bytes, escaped, beside })
@@ -192,6 +192,44 @@ fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>
         done
     };
     write().map_err(|e| Fault::new(format!("cannot be written: {e}")).at(path.display()))
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of a file. For a large one a thread of its own computes them while the
+/// file is already used.
+#[derive(Clone)]
+pub struct FileDigest(Arc<(OnceLock<String>, Bytes)>);
+
+impl FileDigest {
+    const LARGE: usize = 16 << 20;
+
+    fn of(bytes: Bytes) -> Self {
+        let large = bytes.len() > Self::LARGE;
+        let own = Self(Arc::new((OnceLock::new(), bytes)));
+        if large {
+            let ahead = own.clone();
+            std::thread::spawn(move || {
+                ahead.get();
+            });
+        }
+        own
+    }
+
+    /// The digits.
+    pub fn get(&self) -> &str {
+        self.0.0.get_or_init(|| digest(&self.0.1))
+    }
+}
+
+impl std::fmt::Debug for FileDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.get())
+    }
+}
+
+impl serde::Serialize for FileDigest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.get())
+    }
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of `bytes`.

@@ -22,7 +22,7 @@ use crate::compare::closeness::Closeness;
 use crate::error::{Error, Fault};
 use crate::interpret::node_label;
 use crate::ir::{Graph, Model, NodeId, Rule};
-use crate::onnx::Source;
+use crate::onnx::{FileDigest, Source};
 use crate::options::{Mode, Options};
 use crate::passes::Log;
 use crate::proto::StringStringEntryProto;
@@ -48,7 +48,7 @@ pub struct Report {
     /// File name of the input.
     pub model: String,
     /// First 16 digits of the input's SHA-256.
-    pub model_digest: String,
+    pub model_digest: FileDigest,
     /// First 16 digits of the SHA-256 over the samples.
     pub data_digest: Option<String>,
     /// Number of calibration samples.
@@ -282,11 +282,11 @@ impl Report {
         set("qonnx.mode", self.mode);
         set("qonnx.target", &self.target);
         set("qonnx.options", &self.command);
-        set("qonnx.model_sha256", &self.model_digest);
+        set("qonnx.model_sha256", self.model_digest.get());
         if let Some(digest) = &self.data_digest {
             set("qonnx.data_sha256", digest);
         }
-        set(provenance::KEY, &provenance.digest);
+        set(provenance::KEY, &provenance.digest());
         model.rest.producer_name = Some("qonnx".into());
         model.rest.producer_version = Some(self.version.into());
     }

@@ -64,7 +64,7 @@ pub fn train(
         }
     };
     let (learning, held_out) = shares(&samples, validation.as_ref(), training)?;
-    provenance.digest = fingerprint(&provenance, validation.as_ref(), training)?;
+    provenance.add(&decisive(validation.as_ref(), training)?);
     let counts = (learning.indices.len(), held_out.indices.len());
     let session = Session {
         student: &student,
@@ -72,7 +72,7 @@ pub fn train(
         training: learning,
         held_out,
         settings: &training.settings,
-        fingerprint: provenance.digest.clone(),
+        fingerprint: provenance.digest(),
     };
     let watcher = Watcher { batch: &|done, total| watch("training", done, total), epoch: told };
     let Outcome { state, speed, stopped } = session.run(&watcher)?;
@@ -193,17 +193,13 @@ fn shares<'a>(
     Ok((share(samples, learning, &own), share(samples, judging, &own)))
 }
 
-/// Names everything that decides the result, so that a checkpoint of another run is not taken for one of this.
-fn fingerprint(
-    start: &Provenance,
-    validation: Option<&Samples>,
-    training: &TrainOptions,
-) -> Result<String, Error> {
+/// What decides the result besides that of quantization after training, so that a checkpoint of another run is not taken
+/// for one of this.
+fn decisive(validation: Option<&Samples>, training: &TrainOptions) -> Result<String, Error> {
     let classes = |path: &Option<PathBuf>| path.as_ref().map(|path| read_labels(path)).transpose();
     let labels = [classes(&training.labels)?, classes(&training.validation_labels)?];
     let validation = validation.map(Samples::digest).transpose()?;
     let settings = Settings { checkpoint: None, recompute: false, ..training.settings.clone() };
     let bits = (training.weight_bits, training.activation_bits, training.per_tensor);
-    let text = format!("{} {settings:?} {bits:?} {labels:?} {validation:?}", start.digest);
-    Ok(onnx::digest(text.as_bytes()))
+    Ok(format!("{settings:?} {bits:?} {labels:?} {validation:?}"))
 }

@@ -132,7 +132,7 @@ impl Inspection {
         let properties = model.rest.metadata_props.iter();
         Self {
             size: source.size,
-            digest: source.digest.clone(),
+            digest: source.digest.get().to_string(),
             ir_version: model.ir_version(),
             producer: format!("{} {}", text(&model.rest.producer_name), text(&model.rest.producer_version))
                 .trim()

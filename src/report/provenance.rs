@@ -8,19 +8,20 @@ use crate::calibrate::read::Samples;
 use crate::compare::accuracy::read_labels;
 use crate::error::Error;
 use crate::ir::Model;
-use crate::onnx::{self, Source};
+use crate::onnx::{self, FileDigest, Source};
 use crate::options::Options;
 
 /// The key under which a result carries the digest.
 pub const KEY: &str = "qonnx.provenance_sha256";
 
 /// What a result is made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Provenance {
     /// The model, its external data, the samples, their labels.
     pub files: Vec<PathBuf>,
-    /// The first 16 digits of a SHA-256 over version, options, and the contents of the files.
-    pub digest: String,
+    /// A hash over version, options and the contents of all files but the model's.
+    beside: Sha256,
+    model: FileDigest,
 }
 
 impl Provenance {
@@ -38,7 +39,7 @@ impl Provenance {
             hash.update(part.as_bytes());
         };
         let recipe = format!("{:?}", options.recipe);
-        [env!("CARGO_PKG_VERSION"), mode, &options.target, &options.command, &recipe, &source.digest]
+        [env!("CARGO_PKG_VERSION"), mode, &options.target, &options.command, &recipe]
             .into_iter()
             .for_each(&mut add);
         let external = source.external();
@@ -53,15 +54,27 @@ impl Provenance {
             add(&format!("{:?}", read_labels(labels)?));
             files.push(labels.clone());
         }
-        let digest = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
-        Ok(Self { files, digest })
+        Ok(Self { files, beside: hash, model: source.digest.clone() })
+    }
+
+    /// The first 16 digits of a SHA-256 over version, options, and the contents of the files.
+    pub fn digest(&self) -> String {
+        let hash = self.beside.clone().chain_update(self.model.get());
+        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Whatever else decides the result.
+    pub fn add(&mut self, part: &str) {
+        self.beside.update((part.len() as u64).to_le_bytes());
+        self.beside.update(part.as_bytes());
     }
 
     /// Was the model in this file made from the same?
     pub fn made(&self, output: &Path) -> bool {
         let Ok(source) = onnx::read(output) else { return false };
         let entries = &source.model.rest.metadata_props;
-        entries.iter().any(|e| e.key.as_deref() == Some(KEY) && e.value.as_deref() == Some(&self.digest))
+        let own = self.digest();
+        entries.iter().any(|e| e.key.as_deref() == Some(KEY) && e.value.as_ref() == Some(&own))
     }
 }
 

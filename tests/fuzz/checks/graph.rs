@@ -171,7 +171,7 @@ pub fn check(bytes: &[u8]) {
     assert!(qonnx::ir::verify(&model).is_empty(), "{source}");
     let samples = samples();
     let before: Vec<_> = samples.iter().map(|x| run(&model, x)).collect();
-    if before.iter().flatten().flatten().any(|v| !(v.abs() < 1e6)) {
+    if before.iter().flatten().flatten().any(|v| v.is_nan() || v.abs() >= 1e6) {
         return;
     }
     passes::upgrade(&mut model, 17).expect("an upgrade");
