@@ -15,6 +15,8 @@ import collections
 import multiprocessing
 import os
 import resource
+import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -60,7 +62,16 @@ def random(*shape, seed=0, scale=1.0):
 
 def model(nodes, inputs, outputs, constants=(), opsets=(OPSET,), functions=(), ir=8, **more):
     graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), list(constants), **more)
-    return helper.make_model(graph, opset_imports=list(opsets), ir_version=ir, functions=list(functions))
+    made = helper.make_model(graph, opset_imports=list(opsets), ir_version=ir, functions=list(functions))
+    open_ended = [o for o in made.graph.output if not o.type.tensor_type.HasField("shape")]
+    if open_ended:  # onnx.checker wants shapes
+        try:
+            inferred = {o.name: o for o in onnx.shape_inference.infer_shapes(made, data_prop=True).graph.output}
+        except Exception:  # a broken model, then
+            return made
+        for output in open_ended:
+            output.CopyFrom(inferred[output.name])
+    return made
 
 
 def node(kind, inputs, outputs, **attributes):
@@ -438,6 +449,117 @@ def graph_cases():
         case("surgery", f"opset {opset}", "accept", model(*convolution(extra=[relu]), opsets=[helper.make_opsetid("", opset)], ir=min(10, 8 + (opset > 19))))
 
 
+def random_cases(count=60):
+    """Valid graphs of the operators that quantizers rewrite, wired at random."""
+    for number in range(count):
+        rng = np.random.RandomState(number)
+        nodes, constants, serial = [], [], [0]
+
+        def weight(*shape, scale=1.0, positive=False):
+            serial[0] += 1
+            value = rng.randn(*shape) * scale / np.sqrt(max(1, np.prod(shape[1:])))
+            constants.append(tensor(f"w{serial[0]}", (np.abs(value) + 0.3 if positive else value).astype(np.float32)))
+            return f"w{serial[0]}"
+
+        def ints(*values):
+            serial[0] += 1
+            constants.append(tensor(f"i{serial[0]}", np.int64(values)))
+            return f"i{serial[0]}"
+
+        def op(kind, *inputs, **attributes):
+            serial[0] += 1
+            nodes.append(helper.make_node(kind, list(inputs), [f"v{serial[0]}"], name=f"n{serial[0]}", **attributes))
+            return f"v{serial[0]}"
+
+        if number % 3 < 2:  # pictures: [1, c, n, n]
+            values = [("x", 3, 12)]
+            for _ in range(rng.randint(3, 14)):
+                x, c, n = values[rng.randint(len(values))] if rng.rand() < 0.4 else values[-1]
+                choice, m = rng.randint(16), int(rng.choice([2, 4, 6]))
+                same = [v for v in values if v[1:] == (c, n)]
+                if choice < 4:
+                    k = int(rng.choice([1, 3]))
+                    bias = [weight(m)] if rng.rand() < 0.6 else []
+                    y = op("Conv", x, weight(m, c, k, k, scale=float(rng.choice([0.5, 2, 10]))), *bias, pads=[k // 2] * 4)
+                    y = {0: lambda y: y, 1: lambda y: op("Relu", y), 2: lambda y: op("Mul", y, op("Sigmoid", y))}[rng.randint(3)](y)
+                    values.append((y, m, n))
+                elif choice == 4:
+                    values.append((op("Conv", x, weight(c, 1, 3, 3), group=c, pads=[1] * 4), c, n))
+                elif choice == 5:
+                    values.append((op("BatchNormalization", x, weight(c), weight(c), weight(c), weight(c, positive=True)), c, n))
+                elif choice == 6:
+                    values.append((op(str(rng.choice(["Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Neg", "Abs", "Elu"])), x), c, n))
+                elif choice == 7:
+                    values.append((op(str(rng.choice(["Add", "Mul", "Sub"])), x, same[rng.randint(len(same))][0]), c, n))
+                elif choice == 8:
+                    values.append((op(str(rng.choice(["Add", "Mul", "Div"])), x, weight(c, 1, 1, positive=True)), c, n))
+                elif choice == 9:
+                    others = [v for v in values if v[2] == n]
+                    y, d, _ = others[rng.randint(len(others))]
+                    if c + d < 20:
+                        values.append((op("Concat", x, y, axis=1), c + d, n))
+                elif choice == 10 and n % 2 == 0 and n > 3:
+                    values.append((op(str(rng.choice(["MaxPool", "AveragePool"])), x, kernel_shape=[2, 2], strides=[2, 2]), c, n // 2))
+                elif choice == 11:
+                    gate = op("Conv", op("Relu", op("Conv", op("GlobalAveragePool", x), weight(2, c, 1, 1))), weight(c, 2, 1, 1))
+                    values.append((op("Mul", x, op("Sigmoid", gate)), c, n))
+                elif choice == 12 and n < 13:
+                    sizes = tensor(f"s{serial[0]}", np.float32([1, 1, 2, 2]))
+                    constants.append(sizes)
+                    values.append((op("Resize", x, "", sizes.name, mode=str(rng.choice(["nearest", "linear"]))), c, n * 2))
+                elif choice == 13 and c % 2 == 0:
+                    y = op("Reshape", x, ints(1, 2, c // 2, n, n))
+                    values.append((op("Reshape", op("Transpose", y, perm=[0, 2, 1, 3, 4]), ints(1, c, n, n)), c, n))
+                elif choice == 14 and c > 1:
+                    values.append((op("Slice", x, ints(0), ints(c - 1), ints(1)), c - 1, n))
+                else:
+                    values.append((op("Clip", x, *[tensor_name(constants, serial, v) for v in (0.0, 6.0)]), c, n))
+            last = values[-1]
+            outputs = [last[0]] if last[0] != "x" else [op("Relu", "x")]
+            if rng.rand() < 0.5:
+                flat = op("Flatten", op("GlobalAveragePool", outputs[0]))
+                c = last[1] if last[0] != "x" else 3
+                outputs.append(op("Gemm", flat, weight(5, c), weight(5), transB=1))
+            inputs = [info("x", [1, 3, 12, 12])]
+        else:  # tokens: [1, t, d]
+            t, d = 7, 8
+            x = "x"
+            for _ in range(rng.randint(1, 4)):
+                choice = rng.randint(4)
+                if choice == 0:
+                    q, k, v = (op("Add", op("MatMul", x, weight(d, d)), weight(d)) for _ in range(3))
+                    heads = lambda y, perm: op("Transpose", op("Reshape", y, ints(1, t, 2, d // 2)), perm=perm)
+                    scores = op("MatMul", heads(q, [0, 2, 1, 3]), heads(k, [0, 2, 3, 1]))
+                    context = op("MatMul", op("Softmax", scores, axis=-1), heads(v, [0, 2, 1, 3]))
+                    y = op("Reshape", op("Transpose", context, perm=[0, 2, 1, 3]), ints(1, t, d))
+                    x = op("LayerNormalization", op("Add", x, op("MatMul", y, weight(d, d))), weight(d, positive=True), weight(d))
+                elif choice == 1:
+                    h = op("Add", op("MatMul", x, weight(d, 3 * d, scale=3.0)), weight(3 * d))
+                    root = tensor_name(constants, serial, float(np.sqrt(2)))
+                    one, half = tensor_name(constants, serial, 1.0), tensor_name(constants, serial, 0.5)
+                    h = op("Mul", op("Mul", h, op("Add", op("Erf", op("Div", h, root)), one)), half)
+                    x = op("Add", x, op("MatMul", h, weight(3 * d, d)))
+                elif choice == 2:
+                    y = op("Transpose", x, perm=[0, 2, 1])
+                    y = op("Conv", y, weight(d, d, 3), weight(d), pads=[1, 1])
+                    x = op("Transpose", op("Relu", y), perm=[0, 2, 1])
+                else:
+                    serial[0] += 1
+                    y = f"r{serial[0]}"
+                    nodes.append(helper.make_node("LSTM", [op("Transpose", x, perm=[1, 0, 2]), weight(1, 4 * d, d), weight(1, 4 * d, d), weight(1, 8 * d)],
+                                                  [y], hidden_size=d))  # fmt: skip
+                    x = op("Transpose", op("Squeeze", y, ints(1)), perm=[1, 0, 2])
+            outputs, inputs = [x if x != "x" else op("Relu", "x")], [info("x", [1, t, d])]
+        made = model(nodes, inputs, [info(o, None) for o in dict.fromkeys(outputs)], constants)
+        case("random", f"graph {number}", "accept", made)
+
+
+def tensor_name(constants, serial, value):
+    serial[0] += 1
+    constants.append(tensor(f"k{serial[0]}", np.float32(value)))
+    return f"k{serial[0]}"
+
+
 # ---- files beside the model ------------------------------------------------------------------------------------------
 
 
@@ -777,14 +899,18 @@ class Runner:
         modes = {"none": 0.0, "weight-only": 0.05}
         if case.calib is not None:
             modes = {"static": 0.25}
-        elif case.expect == "accept" and case.category in ("surgery", "numbers", "files"):
-            modes["static"] = 0.15
+        elif case.expect == "accept" and case.category in ("surgery", "files"):
+            modes |= {"static": 0.15, "dynamic": 0.15, "fp16": 0.02, "weight-only --bits 4": 0.5}
+        elif case.expect == "accept" and case.category == "numbers":
+            modes |= {"static": 0.15}
+        elif case.category == "random":  # errors add up from layer to layer
+            modes = {"none": 0.0, "weight-only": 0.15, "static": 0.6, "dynamic": 0.6, "fp16": 0.05}
         source = None
         if case.expect != "reject" and case.calib is None or case.expect == "accept":
             source = isolated(load_and_run, directory / "in.onnx", case.feeds)
         runs = isinstance(source, tuple)
         for mode, share in modes.items():
-            arguments = ["--mode", mode, *case.arguments]
+            arguments = ["--mode", *mode.split(), *case.arguments]
             if mode == "static":
                 calib = root / "calib"
                 if case.calib is None:
@@ -890,6 +1016,48 @@ class Runner:
         return failed
 
 
+def output_cases(runner):
+    """Where the output cannot be written, or is the input; how many there are, and how many failed."""
+    root = runner.work / "output"
+    root.mkdir()
+    (root / "in.onnx").write_bytes(GOOD.SerializeToString())
+    (root / "file").write_bytes(b"1")
+    (root / "directory").mkdir()
+    os.mkfifo(root / "pipe")
+    (root / "link.onnx").symlink_to(root / "target.onnx")
+    (root / "target.onnx").write_bytes(b"older")
+
+    def full():  # writing more than 100 bytes fails, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    cases = [
+        ("a directory", root / "directory", 1, None), ("below a file", root / "file" / "out.onnx", 1, None),
+        ("in a directory that is missing", root / "nowhere" / "out.onnx", 1, None), ("a pipe", root / "pipe", 1, None),
+        ("a device", Path("/dev/null"), 1, None), ("a name of 300 letters", root / ("n" * 300), 1, None),
+        ("on a full disk", root / "full.onnx", 1, full), ("nothing", Path(""), 2, None),
+        ("the input", root / "in.onnx", 0, None), ("a link", root / "link.onnx", 0, None),
+    ]  # fmt: skip
+    failed = 0
+    for title, output, code, before in cases:
+        names = sorted(p.name for p in root.iterdir())
+        arguments = [runner.qonnx, "compile", root / "in.onnx", output if str(output) != "." else "", "--mode", "weight-only"]
+        done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=before, timeout=SECONDS)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        left = sorted(p.name for p in root.iterdir())
+        good = done.returncode == code and len(lines) == min(code, 1) and left == names
+        good &= isolated(lambda p: onnx.checker.check_model(str(p)), root / "in.onnx") is None
+        good &= code != 0 or isolated(lambda p: onnx.checker.check_model(str(p)), output) is None
+        failed += not good
+        if not good:
+            print(f"FAIL  output: {title}: exit {done.returncode}, {done.stderr[:200]!r}, files {sorted(set(left) ^ set(names))}")
+    if not stat.S_ISCHR(os.stat("/dev/null").st_mode):
+        failed += 1
+        print("FAIL  output: /dev/null is no device any more")
+    runner.counts["output"][:2] = [len(cases), len(cases) - failed]
+    return failed
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("qonnx", help="the built binary")
@@ -897,7 +1065,7 @@ def main():
     parser.add_argument("--keep", type=Path, help="work in this new directory and leave the files there")
     parser.add_argument("--peer", action="store_true", help="also ONNX Runtime's quantize_static")
     arguments = parser.parse_args()
-    for build in (wire_cases, model_cases, graph_cases, file_cases, data_cases):
+    for build in (wire_cases, model_cases, graph_cases, random_cases, file_cases, data_cases):
         build()
     cases = [c for c in CASES if arguments.only is None or arguments.only in (c.category, c.name) or arguments.only in c.name]
     with tempfile.TemporaryDirectory() as temporary:
@@ -905,9 +1073,11 @@ def main():
         work.mkdir(parents=True, exist_ok=True)
         runner = Runner(os.path.abspath(arguments.qonnx), work.resolve(), arguments.peer)
         failed = runner.run(cases)
+        failed += output_cases(runner) if arguments.only in (None, "output") else 0
     for category, (total, passed, peer) in runner.counts.items():
         print(f"{category:10} {passed:4} of {total}" + (f", quantize_static {peer}" if arguments.peer else ""))
-    print(f"{len(cases) - failed} of {len(cases)} passed; most memory {runner.worst[0] >> 20} MB ({runner.worst[1]}), "
+    total = sum(count[0] for count in runner.counts.values())
+    print(f"{total - failed} of {total} passed; most memory {runner.worst[0] >> 20} MB ({runner.worst[1]}), "
           f"longest {runner.slowest[0]:.1f} s ({runner.slowest[1]})")  # fmt: skip
     sys.exit(bool(failed))
 

@@ -67,18 +67,19 @@ fn evaluate(graph: &Graph, id: NodeId) -> Option<(Vec<Array>, usize)> {
         let shape = graph.ty(value)?.shape()?;
         return Some((vec![Array::vector(shape.into_iter().map(|d| d as i64).collect())], 0));
     }
+    let mut size = 0usize;
+    for value in graph.inputs_of(id).into_iter().flatten() {
+        size = size.checked_add(graph.constant(value)?.byte_len())?;
+    }
+    if size as u64 > budget::memory() / 4 {
+        return None;
+    }
     let mut inputs = Vec::new();
-    let mut size = 0;
     for value in graph.inputs_of(id) {
-        let array = match value {
+        inputs.push(match value {
             None => None,
-            Some(value) => {
-                let tensor = graph.constant(value)?;
-                size += tensor.byte_len();
-                Some(tensor.array().ok()?)
-            }
-        };
-        inputs.push(array);
+            Some(value) => Some(graph.constant(value)?.array().ok()?),
+        });
     }
     if node.is("Constant") {
         size = usize::MAX - MAX_GROWTH;
