@@ -6,6 +6,7 @@ pub mod explain;
 pub mod inspect;
 mod macs;
 pub mod operators;
+pub mod page;
 pub mod provenance;
 pub mod qdq;
 
@@ -17,11 +18,13 @@ use serde::Serialize;
 
 use self::provenance::Provenance;
 
+use crate::calibrate::histogram::Histogram;
+use crate::calibrate::observer::Observers;
 use crate::calibrate::read::Samples;
 use crate::compare::closeness::Closeness;
 use crate::error::{Error, Fault};
 use crate::interpret::node_label;
-use crate::ir::{Graph, Model, NodeId, Rule};
+use crate::ir::{Graph, Model, NodeId, Rule, ValueId};
 use crate::onnx::{FileDigest, Source};
 use crate::options::{Mode, Options};
 use crate::passes::Log;
@@ -126,6 +129,15 @@ pub struct Activation {
     pub sqnr_db: f64,
     /// The value whose parameters it shares, possibly itself.
     pub group: String,
+    /// Least and greatest value that the integers stand for.
+    #[serde(skip)]
+    pub range: (f64, f64),
+    /// The share of elements beyond that.
+    #[serde(skip)]
+    pub clipped: f64,
+    /// How many elements lie in each of so many equal parts from the least value seen to the greatest.
+    #[serde(skip)]
+    pub histogram: Vec<u64>,
 }
 
 impl Quantized {
@@ -136,7 +148,7 @@ impl Quantized {
     }
 
     /// The facts of a static plan.
-    pub fn plan(graph: &Graph, plan: &Plan, problem: Option<&Error>) -> Self {
+    pub fn plan(graph: &Graph, plan: &Plan, seen: &Observers<ValueId>, problem: Option<&Error>) -> Self {
         let name = |id: &NodeId| format!("{} `{}`", graph.node(*id).op_type, node_label(graph, *id));
         let counts = |id: &&NodeId| !matches!(plan.placement.integer[*id].rule, Rule::Clamp { .. });
         Self {
@@ -146,14 +158,24 @@ impl Quantized {
             activations: plan
                 .activations
                 .iter()
-                .map(|(&v, a)| Activation {
-                    value: graph.name(v).into(),
-                    scale: a.params.scale,
-                    zero_point: a.params.zero_point,
-                    seen: a.seen,
-                    method: a.why.clone(),
-                    sqnr_db: a.sqnr.min(999.0),
-                    group: graph.name(a.group).into(),
+                .map(|(&v, a)| {
+                    let (low, high) = a.params.range();
+                    let (range, scale) = ((low.into(), high.into()), f64::from(a.params.scale));
+                    let (histogram, clipped) = seen
+                        .get(v)
+                        .map_or_else(Default::default, |o| spread(&o.histogram, a.seen, range, scale / 2.0));
+                    Activation {
+                        value: graph.name(v).into(),
+                        scale: a.params.scale,
+                        zero_point: a.params.zero_point,
+                        seen: a.seen,
+                        method: a.why.clone(),
+                        sqnr_db: a.sqnr.min(999.0),
+                        group: graph.name(a.group).into(),
+                        range,
+                        clipped,
+                        histogram,
+                    }
                 })
                 .collect(),
             layers: Vec::new(),
@@ -357,6 +379,23 @@ impl Report {
     fn worst_activation(&self) -> Option<&Activation> {
         self.quantized.activations.iter().min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db))
     }
+}
+
+/// A histogram in equal parts, and the share of elements beyond a range by more than a hair.
+fn spread(histogram: &Histogram, seen: (f32, f32), range: (f64, f64), hair: f64) -> (Vec<u64>, f64) {
+    const PARTS: usize = 50;
+    let (low, width) = (f64::from(seen.0), f64::from(seen.1) - f64::from(seen.0));
+    let (mut parts, mut beyond, mut all) = (vec![0u64; PARTS], 0u64, 0u64);
+    for cell in histogram.cells().filter(|cell| cell.count > 0) {
+        let middle = (cell.lo + cell.hi) / 2.0;
+        let part = ((middle - low) / width.max(f64::MIN_POSITIVE) * PARTS as f64) as usize;
+        parts[part.min(PARTS - 1)] += cell.count;
+        all += cell.count;
+        if middle < range.0 - hair || middle > range.1 + hair {
+            beyond += cell.count;
+        }
+    }
+    (parts, beyond as f64 / all.max(1) as f64)
 }
 
 fn shown(output: &Closeness) -> String {

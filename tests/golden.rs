@@ -80,7 +80,7 @@ fn quantize(model: &mut Model) -> String {
         &plan::noise(&seen, &choices),
     );
     let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, &target).unwrap();
-    let facts = Quantized::plan(graph, &plan, None);
+    let facts = Quantized::plan(graph, &plan, &seen, None);
     insert::insert(graph, &plan);
     let mut text = String::new();
     facts.nodes.iter().for_each(|n| writeln!(text, "integer  {n}").unwrap());

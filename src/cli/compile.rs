@@ -103,6 +103,9 @@ pub struct Compile {
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE", help_heading = "Messages")]
     json: Option<PathBuf>,
+    /// Write what was done as an HTML page.
+    #[arg(long, value_name = "FILE", help_heading = "Messages")]
+    report: Option<PathBuf>,
     /// Write which files the output depends on, as a rule for Make or Ninja.
     #[arg(long, value_name = "FILE", help_heading = "Build systems")]
     depfile: Option<PathBuf>,
@@ -170,6 +173,9 @@ impl Compile {
         if let Some(path) = self.json.as_ref().filter(|_| !report.unchanged) {
             let text = serde_json::to_string_pretty(&report).context("writing JSON")?;
             crate::onnx::write_atomically(path, text.as_bytes())?;
+        }
+        if let Some(path) = self.report.as_ref().filter(|_| !report.unchanged) {
+            crate::onnx::write_atomically(path, crate::report::page::html(&report).as_bytes())?;
         }
         if self.quiet {
             return Ok(ExitCode::SUCCESS);

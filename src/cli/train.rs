@@ -108,6 +108,9 @@ pub struct Train {
     /// Write what was done as JSON.
     #[arg(long, value_name = "FILE", help_heading = "Messages")]
     json: Option<PathBuf>,
+    /// Write what was done as an HTML page.
+    #[arg(long, value_name = "FILE", help_heading = "Messages")]
+    report: Option<PathBuf>,
     /// Say nothing unless it fails.
     #[arg(short, long, help_heading = "Messages")]
     quiet: bool,
@@ -140,6 +143,9 @@ impl Train {
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&report).context("writing JSON")?;
             crate::onnx::write_atomically(path, text.as_bytes())?;
+        }
+        if let Some(path) = &self.report {
+            crate::onnx::write_atomically(path, crate::report::page::html(&report).as_bytes())?;
         }
         if !self.quiet {
             for warning in &report.warnings {

@@ -233,7 +233,8 @@ impl Job<'_> {
                 plan
             }
         };
-        let mut quantized = Quantized::plan(graph, &plan, ready.calibration.problem.as_ref());
+        let mut quantized =
+            Quantized::plan(graph, &plan, &ready.calibration.seen, ready.calibration.problem.as_ref());
         (quantized.smoothed, quantized.steps) = (ready.smoothed, tuned);
         let reference = graph.clone();
         insert::insert(graph, &plan);

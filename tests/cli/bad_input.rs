@@ -81,3 +81,20 @@ fn wrong_usage_is_told_apart() {
     qonnx(args!["compile", "a", "b", "--threads", "0"]).code(2);
     qonnx(args!["--version"]).code(0).prints(&[env!("CARGO_PKG_VERSION")]);
 }
+
+#[test]
+fn limits_are_kept() {
+    let dir = tempdir();
+    let out = dir.path().join("out.onnx");
+    std::fs::write(&out, PRECIOUS).unwrap();
+    for (limit, parts) in [
+        (["--memory-limit", "96k"], ["there is room for", "--memory-limit"]),
+        (["--time-limit", "0.01"], ["time limit", "0.01 s"]),
+    ] {
+        qonnx(args!["compile", digits(), out, "--calib", samples(), "--threads", "2", limit[0], limit[1]])
+            .code(1)
+            .says(&parts);
+        assert_eq!(std::fs::read(&out).unwrap(), PRECIOUS);
+    }
+    qonnx(args!["compile", digits(), out, "--memory-limit", "much"]).code(2).says(&["no amount of memory"]);
+}

@@ -19,6 +19,26 @@ fn compiles_and_reports() {
 }
 
 #[test]
+fn the_page_stands_alone() {
+    let dir = tempdir();
+    let (out, page) = (dir.path().join("out.onnx"), dir.path().join("report.html"));
+    qonnx(args!["compile", digits(), out, "--calib", samples(), "--samples", "8", "--report", page, "-q"])
+        .code(0);
+    let text = std::fs::read_to_string(page).unwrap();
+    for part in [
+        "<h2>Outputs</h2>",
+        "<h2>Activations</h2>",
+        "<h2>Operators</h2>",
+        "prefers-color-scheme",
+        "class=\"h\"",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+    assert!(!text.contains("http"), "it asks for nothing from elsewhere");
+    assert_eq!(text.matches("<tr>").count(), text.matches("</tr>").count());
+}
+
+#[test]
 fn weights_alone_need_no_data() {
     let dir = tempdir();
     let out = dir.path().join("out.onnx");
