@@ -92,14 +92,17 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         passes::finish(&mut model, "quantization")?;
         report.sign(&mut model, &provenance);
     }
-    report.size_after = onnx::write(output, &model)?;
+    report.size_after = match mode {
+        Mode::None if !options.external_data => onnx::copy(input, output, &model)?,
+        _ => onnx::write(output, &model, options.payloads())?,
+    };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
 /// Writes the input as the output, byte for byte.
 fn as_it_was(input: &Path, output: &Path, mut report: Report, why: &str) -> Result<Report, Error> {
-    report.size_after = onnx::write(output, &onnx::read_valid(input)?.model)?;
+    report.size_after = onnx::copy(input, output, &onnx::read_valid(input)?.model)?;
     report.warnings.push(format!("{why}: the model is written as it was"));
     Ok(report)
 }

@@ -4,6 +4,7 @@
 //! touched is written byte for byte as it was read.
 
 mod audit;
+mod beside;
 mod emit;
 mod external;
 mod function;
@@ -34,6 +35,9 @@ use crate::proto;
 
 /// Larger files cannot be a protobuf message.
 const MAX_FILE: u64 = 2 << 30;
+
+/// Larger messages are not written: protobuf's limit, less what other writers count differently.
+const MAX_MESSAGE: u64 = (2 << 30) - (16 << 20);
 
 /// A model as it was read.
 pub struct Source {
@@ -134,9 +138,54 @@ pub fn encode(model: &Model) -> Result<Vec<u8>, Error> {
     Ok(emit(model, External::Keep)?.encode_to_vec())
 }
 
-/// Writes a model, each initializer by itself, as [`write_atomically`] does; the number of bytes.
-pub fn write(path: &Path, model: &Model) -> Result<usize, Error> {
-    let message = emit(model, External::Keep)?;
+/// Where the payloads of a written model lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Payloads {
+    /// In the model, if it can hold them, else beside it.
+    #[default]
+    Inside,
+    /// In a file beside the model.
+    Beside,
+}
+
+/// Writes a model, each initializer by itself, as [`write_atomically`] does; the number of bytes. What lay in other files
+/// is part of it: the result needs none of the files that it was made from.
+pub fn write(path: &Path, model: &Model, payloads: Payloads) -> Result<usize, Error> {
+    let mut message = emit(model, External::Inline)?;
+    if payloads == Payloads::Inside && message.encoded_len() as u64 <= MAX_MESSAGE {
+        return write_message(path, message);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".data");
+    let taken = beside::split(&mut message, &name.to_string_lossy());
+    // The payloads are in their place before the model that refers to them.
+    let written = atomically(&path.with_file_name(&name), |file| {
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+        let written = beside::write(&taken, &mut out)?;
+        out.flush()?;
+        Ok(written)
+    })?;
+    Ok(written + write_message(path, message)?)
+}
+
+/// Writes a model that nothing was changed in: the bytes that were read, as far as other files are where it says.
+pub fn copy(from: &Path, path: &Path, model: &Model) -> Result<usize, Error> {
+    let directory = |path: &Path| match path.parent() {
+        Some(parent) if parent != Path::new("") => fs::canonicalize(parent),
+        _ => fs::canonicalize("."),
+    };
+    let moved = directory(from).ok() != directory(path).ok();
+    let outside = model.graph.values().any(|v| {
+        let value = model.graph.value(v);
+        value.constant.iter().chain(&value.default).any(|t| t.external().is_some())
+    });
+    if moved && outside {
+        return write(path, model, Payloads::Inside);
+    }
+    write_message(path, emit(model, External::Keep)?)
+}
+
+fn write_message(path: &Path, message: proto::ModelProto) -> Result<usize, Error> {
     atomically(path, |file| {
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
         let written = stream::write(message, &mut out)?;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use crate::calibrate::config::Recipe;
 use crate::calibrate::threshold::Calibrator;
 use crate::ir::DType;
+use crate::onnx::Payloads;
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::Blocked;
 use crate::quantize::{Half, Types};
@@ -118,6 +119,8 @@ pub struct Options {
     pub stop_after: Option<usize>,
     /// Leave an output alone that was made from the same files and options.
     pub if_changed: bool,
+    /// Keep large payloads in a file beside the output.
+    pub external_data: bool,
     /// The command, for the provenance that is written into the model.
     pub command: String,
 }
@@ -141,12 +144,18 @@ impl Default for Options {
             half: Half::default(),
             stop_after: None,
             if_changed: false,
+            external_data: false,
             command: String::new(),
         }
     }
 }
 
 impl Options {
+    /// Where the payloads of the output go.
+    pub fn payloads(&self) -> Payloads {
+        if self.external_data { Payloads::Beside } else { Payloads::Inside }
+    }
+
     /// What half precision to go to in this mode, if to any.
     pub fn half(&self, mode: Mode) -> Option<Half> {
         let dtype = match mode {

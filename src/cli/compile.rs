@@ -112,6 +112,9 @@ pub struct Compile {
     /// Leave an output alone that was made from the same model, data, options and version.
     #[arg(long, help_heading = "Build systems")]
     if_changed: bool,
+    /// Keep large weights in a file beside the output, OUTPUT.data; models of 2 GB and more do so anyway.
+    #[arg(long, help_heading = "What to do")]
+    external_data: bool,
     /// Stop the passes after N edits, to find one at fault.
     #[arg(long, value_name = "N", help_heading = "Running")]
     stop_after: Option<usize>,
@@ -209,6 +212,7 @@ impl Compile {
             half: Half { keep_io: self.keep_io, keep: self.keep_float.clone(), ..Half::default() },
             stop_after: self.stop_after,
             // What is asked for besides the output must be there too.
+            external_data: self.external_data,
             if_changed: self.if_changed && self.json.as_ref().is_none_or(|path| path.exists()),
             command: self.command(),
         })
@@ -266,6 +270,7 @@ impl Compile {
         words.extend(self.min_sqnr.map(|db| format!("--min-sqnr {db}")));
         words.extend(self.max_drop.map(|points| format!("--max-drop {points}")));
         words.extend(self.samples.map(|n| format!("--samples {n}")));
+        words.extend(self.external_data.then(|| "--external-data".into()));
         words.extend(self.exclude.iter().map(|e| format!("--exclude {e}")));
         if !self.only_ops.is_empty() {
             words.push(format!("--only-ops {}", self.only_ops.join(",")));

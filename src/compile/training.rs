@@ -89,7 +89,7 @@ pub fn train(
     report.outputs(compared)?;
     passes::finish(&mut model, "training")?;
     report.sign(&mut model, &provenance);
-    report.size_after = onnx::write(output, &model)?;
+    report.size_after = onnx::write(output, &model, options.payloads())?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::{args, compiled, digits, qonnx, samples, tempdir};
 
 #[test]
@@ -36,6 +38,31 @@ fn the_page_stands_alone() {
     }
     assert!(!text.contains("http"), "it asks for nothing from elsewhere");
     assert_eq!(text.matches("<tr>").count(), text.matches("</tr>").count());
+}
+
+#[test]
+fn payloads_can_lie_beside_the_model() {
+    let dir = tempdir();
+    let (whole, split) = (dir.path().join("whole.onnx"), dir.path().join("split.onnx"));
+    qonnx(args!["compile", digits(), whole, "--calib", samples(), "--samples", "8"]).code(0);
+    qonnx(args!["compile", digits(), split, "--calib", samples(), "--samples", "8", "--external-data"])
+        .code(0);
+    let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(size(&split) < size(&whole) && size(&dir.path().join("split.onnx.data")) > 0);
+    qonnx(args!["compare", whole, split, "--data", samples()]).code(0).prints(&["equal"]);
+    // A result needs none of the files that it was made from: the directory of the split model goes away.
+    let elsewhere = tempdir();
+    let (again, none) = (elsewhere.path().join("again.onnx"), elsewhere.path().join("none.onnx"));
+    qonnx(args!["compile", split, again, "--mode", "weight-only"]).code(0);
+    qonnx(args!["compile", split, none, "--mode", "none"]).code(0);
+    let same = dir.path().join("same.onnx");
+    qonnx(args!["compile", split, same, "--mode", "none"]).code(0);
+    assert_eq!(std::fs::read(&same).unwrap(), std::fs::read(&split).unwrap());
+    std::fs::remove_file(dir.path().join("split.onnx.data")).unwrap();
+    for path in [&again, &none] {
+        qonnx(args!["compare", whole, path, "--data", samples()]).code(0).prints(&["equal"]);
+    }
+    qonnx(args!["inspect", split]).code(1).says(&["split.onnx.data"]);
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let values: Vec<Array> = student.parameters.iter().map(|p| p.start.clone()).collect();
         model.graph = student.export(&values)?;
-        onnx::write(&directory.join("model.onnx"), &model)?;
+        onnx::write(&directory.join("model.onnx"), &model, onnx::Payloads::Inside)?;
     }
     Ok(())
 }

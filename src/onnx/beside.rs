@@ -1,0 +1,50 @@
+//! Payloads in a file beside the model: a protobuf message ends at 2 GiB
+//! (<https://onnx.ai/onnx/repo-docs/ExternalData.html>). The file is named after the model that is written, never by what
+//! was read.
+
+use std::io::{Result, Write};
+
+use bytes::Bytes;
+
+use crate::proto::tensor_proto::DataLocation;
+use crate::proto::{ModelProto, StringStringEntryProto};
+
+/// Smaller payloads stay in the model.
+const SMALL: usize = 1024;
+/// Payloads begin at multiples of this, so that they can be mapped as elements of any type.
+const ALIGNMENT: u64 = 64;
+
+/// Where payloads lie in the file, in order.
+pub type Payloads = Vec<(u64, Bytes)>;
+
+/// Takes the payloads of initializers out of a message and notes where in the file `location` they lie.
+pub fn split(message: &mut ModelProto, location: &str) -> Payloads {
+    let (mut payloads, mut end) = (Payloads::new(), 0u64);
+    for tensor in message.graph.iter_mut().flat_map(|g| &mut g.initializer) {
+        let Some(bytes) = tensor.raw_data.take_if(|bytes| bytes.len() >= SMALL) else { continue };
+        let offset = end.next_multiple_of(ALIGNMENT);
+        end = offset + bytes.len() as u64;
+        let entry =
+            |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
+        tensor.external_data = vec![
+            entry("location", location.into()),
+            entry("offset", offset.to_string()),
+            entry("length", bytes.len().to_string()),
+        ];
+        tensor.data_location = Some(DataLocation::External as i32);
+        payloads.push((offset, bytes));
+    }
+    payloads
+}
+
+/// Writes the payloads; the number of bytes.
+pub fn write(payloads: &Payloads, out: &mut dyn Write) -> Result<usize> {
+    let mut at = 0;
+    for (offset, bytes) in payloads {
+        let gap = offset - at;
+        out.write_all(&[0; ALIGNMENT as usize][..gap as usize])?;
+        out.write_all(bytes)?;
+        at = offset + bytes.len() as u64;
+    }
+    Ok(at as usize)
+}
