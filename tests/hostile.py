@@ -247,6 +247,9 @@ def model_cases():
          model([call("A", "x", "y")], [x], [y], opsets=domain, functions=[function("A", [call("A", "a", "z")])]))  # fmt: skip
     pair = [function("A", [call("B", "a", "z")]), function("B", [call("A", "a", "z")])]
     case("model", "functions that call each other", "reject", model([call("A", "x", "y")], [x], [y], opsets=domain, functions=pair))
+    # Whoever expands the first and counts the last does not end.
+    twice = [function("A", [call("B", "a", "m"), call("B", "m", "z")]), function("B", [call("A", "a", "z")]), function("B", [node("Relu", "a", "z")])]
+    case("model", "a function that is defined twice", "reject", model([call("A", "x", "y")], [x], [y], opsets=domain, functions=twice))
     chain = [function(f"L{i}", [call(f"L{i + 1}", "a", "z")]) for i in range(3000)] + [function("L3000", [node("Relu", "a", "z")])]
     case("model", "chain of 3000 functions", "either", model([call("L0", "x", "y")], [x], [y], opsets=domain, functions=chain))
     laughs = [function(f"L{i}", [call(f"L{i + 1}", "a", "m"), call(f"L{i + 1}", "m", "z")]) for i in range(40)]
