@@ -247,6 +247,8 @@ def model_cases():
          model([call("A", "x", "y")], [x], [y], opsets=domain, functions=[function("A", [call("A", "a", "z")])]))  # fmt: skip
     pair = [function("A", [call("B", "a", "z")]), function("B", [call("A", "a", "z")])]
     case("model", "functions that call each other", "reject", model([call("A", "x", "y")], [x], [y], opsets=domain, functions=pair))
+    typed = model([node("Add", "x w", "y")], [x, info("w", [4], TensorProto.INT16)], [y], [tensor("w", random(4))])
+    case("model", "a default of another type than its input", "reject", typed)
     # Whoever expands the first and counts the last does not end.
     twice = [function("A", [call("B", "a", "m"), call("B", "m", "z")]), function("B", [call("A", "a", "z")]), function("B", [node("Relu", "a", "z")])]
     case("model", "a function that is defined twice", "reject", model([call("A", "x", "y")], [x], [y], opsets=domain, functions=twice))

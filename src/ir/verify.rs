@@ -35,7 +35,7 @@ fn graph(graph: &Graph, faults: &mut Vec<String>) {
             0 | 1 => {}
             _ => faults.push(format!("`{name}` is defined more than once")),
         }
-        if let (Some(tensor), Some(ty)) = (&value.constant, &value.ty)
+        if let (Some(tensor), Some(ty)) = (value.constant.as_ref().or(value.default.as_ref()), &value.ty)
             && tensor.dtype() != ty.dtype
         {
             faults.push(format!("`{name}` is declared {ty}, but its constant is {}", tensor.tensor_type()));
