@@ -9,6 +9,9 @@ use crate::error::Fault;
 /// Set by the user; 0: not set.
 static MEMORY: AtomicU64 = AtomicU64::new(0);
 
+/// Bytes that runs hold at present.
+static HELD: AtomicU64 = AtomicU64::new(0);
+
 /// Steps of one run, loops and all, after which it is taken for endless.
 const STEPS: u64 = 1 << 27;
 
@@ -40,6 +43,36 @@ fn machine() -> u64 {
     let total = read("/proc/meminfo").lines().find_map(kilobytes).map_or(UNKNOWN_MACHINE, |kb| kb << 10);
     let group = read("/sys/fs/cgroup/memory.max").trim().parse::<u64>();
     group.map_or(total, |limit| limit.min(total))
+}
+
+/// What is left of the memory.
+pub fn room() -> u64 {
+    memory().saturating_sub(HELD.load(Relaxed))
+}
+
+/// The bytes that one run holds; they are given back when it ends, however it ends.
+#[derive(Debug, Default)]
+pub struct Holding(u64);
+
+impl Holding {
+    /// More is held.
+    pub fn take(&mut self, bytes: u64) {
+        self.0 += bytes;
+        HELD.fetch_add(bytes, Relaxed);
+    }
+
+    /// Less is held.
+    pub fn give(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.0);
+        self.0 -= bytes;
+        HELD.fetch_sub(bytes, Relaxed);
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.0, Relaxed);
+    }
 }
 
 /// Refuses what is larger than the room that is left.

@@ -35,7 +35,7 @@ pub mod trace;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::budget;
+use crate::budget::{self, Holding};
 use crate::error::{Error, Fault};
 use crate::ir::integer::Kernel;
 use crate::ir::{Array, Control, Datum, Graph, NodeId, Op, ValueId};
@@ -190,22 +190,22 @@ impl Program {
         mut watch: Option<Watch>,
     ) -> Result<Option<Error>, Error> {
         let mut problem = None;
-        // Bytes of what was computed and is still to be read.
-        let (room, mut live) = (budget::memory() / rayon::current_num_threads().max(1) as u64, 0u64);
+        // What was computed and is still to be read.
+        let mut holding = Holding::default();
         for step in &self.steps {
             budget::step().map_err(|fault| fault.at(&step.place))?;
-            if let Some(missed) = step.run(values, room.saturating_sub(live))? {
+            if let Some(missed) = step.run(values)? {
                 problem.get_or_insert(missed);
                 continue;
             }
             let made = step.outputs.iter().flatten().filter_map(|&(slot, _)| values[slot].as_ref());
-            live += made.map(room::bytes_of).sum::<u64>();
+            holding.take(made.map(room::bytes_of).sum());
             if let Some(watch) = &mut watch {
                 let show = step.shown.iter().try_for_each(|shown| shown.to(values, watch));
                 show.map_err(|fault| fault.at(&step.place))?;
             }
             for &slot in &step.last_reads {
-                live = live.saturating_sub(values[slot].take().as_ref().map_or(0, room::bytes_of));
+                holding.give(values[slot].take().as_ref().map_or(0, room::bytes_of));
             }
         }
         Ok(problem)
@@ -252,7 +252,7 @@ impl Shown {
 impl Step {
     /// Computes the outputs into their slots. If an operator is not known or an input is not there, they stay empty and
     /// the reason is returned.
-    fn run(&self, values: &mut [Option<Datum>], room: u64) -> Result<Option<Error>, Error> {
+    fn run(&self, values: &mut [Option<Datum>]) -> Result<Option<Error>, Error> {
         if !self.inputs.iter().flatten().all(|&s| values[s].is_some()) {
             return Ok(Some(Fault::new("an input was not computed").at(&self.place)));
         }
@@ -261,7 +261,7 @@ impl Step {
         let array = |value: Option<&Datum>| value.map(|v| v.as_tensor().cloned()).transpose();
         let result = match &self.action {
             Action::Missing(why) => return Ok(Some(Fault::unimplemented(why).at(&self.place))),
-            Action::Compute(op) => room::compute(&**op, inputs(), self.size, room)
+            Action::Compute(op) => room::compute(&**op, inputs(), self.size)
                 .map_err(|fault| describe(fault, found()).at(&self.place)),
             Action::Integer(kernel) => {
                 let outputs = found().map(array).collect::<Result<Vec<_>, _>>().and_then(|x| kernel.run(&x));

@@ -56,6 +56,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Size in bytes with the files beside it.
+    pub fn whole_size(&self) -> usize {
+        self.size + self.beside.size()
+    }
+
     /// Files beside the model that hold payloads, with the first 16 hexadecimal digits of their SHA-256.
     pub fn external(&self) -> Vec<(PathBuf, String)> {
         self.beside.digests()
@@ -158,14 +163,16 @@ pub fn write(path: &Path, model: &Model, payloads: Payloads) -> Result<usize, Er
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".data");
     let taken = beside::split(&mut message, &name.to_string_lossy());
-    // The payloads are in their place before the model that refers to them.
-    let written = atomically(&path.with_file_name(&name), |file| {
-        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-        let written = beside::write(&taken, &mut out)?;
-        out.flush()?;
+    let beside = path.with_file_name(&name);
+    let mut size = 0;
+    // Both are written before either is in its place, and the payloads are there before the model that refers to them.
+    let written = atomically(path, |file| {
+        let written = buffered(file, |out| stream::write(message, out))?;
+        let payloads = atomically(&beside, |file| buffered(file, |out| beside::write(&taken, out)));
+        size = payloads.map_err(|e| std::io::Error::other(e.fault().to_string()))?;
         Ok(written)
     })?;
-    Ok(written + write_message(path, message)?)
+    Ok(written + size)
 }
 
 /// Writes a model that nothing was changed in: the bytes that were read, as far as other files are where it says.
@@ -186,12 +193,17 @@ pub fn copy(from: &Path, path: &Path, model: &Model) -> Result<usize, Error> {
 }
 
 fn write_message(path: &Path, message: proto::ModelProto) -> Result<usize, Error> {
-    atomically(path, |file| {
-        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-        let written = stream::write(message, &mut out)?;
-        out.flush()?;
-        Ok(written)
-    })
+    atomically(path, |file| buffered(file, |out| stream::write(message, out)))
+}
+
+fn buffered(
+    file: &mut File,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<usize>,
+) -> std::io::Result<usize> {
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+    let written = fill(&mut out)?;
+    out.flush()?;
+    Ok(written)
 }
 
 /// Writes bytes to a temporary file beside `path`, then renames it: an existing file is replaced whole or left alone.
@@ -256,7 +268,8 @@ impl FileDigest {
         let own = Self(Arc::new((OnceLock::new(), bytes)));
         if large {
             let ahead = own.clone();
-            std::thread::spawn(move || {
+            // Where no thread can be had, whoever asks computes.
+            let _ = std::thread::Builder::new().spawn(move || {
                 ahead.get();
             });
         }

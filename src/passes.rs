@@ -45,7 +45,7 @@ pub struct Log {
 impl Log {
     /// Did a pass bring what was trained with quantization into a form that runs on integers?
     pub fn lowered(&self) -> bool {
-        self.applied.iter().any(|(pass, _)| qat::LOWERING.contains(pass))
+        self.applied.iter().any(|(pass, _)| qat::lowers(pass))
     }
 }
 

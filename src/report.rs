@@ -56,9 +56,9 @@ pub struct Report {
     pub data_digest: Option<String>,
     /// Number of calibration samples.
     pub samples: usize,
-    /// Bytes of the input file.
+    /// Bytes of the input, with the files beside it.
     pub size_before: usize,
-    /// Bytes of the output file.
+    /// Bytes of the output, with a file beside it.
     pub size_after: usize,
     /// Wall-clock time in seconds.
     #[serde(skip)]
@@ -232,7 +232,7 @@ impl Report {
             model_digest: source.digest.clone(),
             data_digest: None,
             samples: 0,
-            size_before: source.size,
+            size_before: source.whole_size(),
             size_after: 0,
             seconds: 0.0,
             applied: Vec::new(),

@@ -35,7 +35,7 @@ pub fn guarded(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitCode {
     main.join().unwrap_or_else(|_| {
         onnx::abandon();
         let what = PANIC.lock().map(|p| p.clone()).unwrap_or_default();
-        let message = format!("a bug in qonnx: {}; the output was not touched", one_line(&what));
+        let message = format!("a bug in qonnx: {}; nothing was left half written", one_line(&what));
         ExitCode::from(console::error(&anyhow::anyhow!(message)))
     })
 }
@@ -52,16 +52,19 @@ fn remember(info: &PanicHookInfo) {
 
 fn end(why: &str, code: i32) -> ! {
     onnx::abandon();
-    console::error(&anyhow::anyhow!("{why}; the output was not touched"));
+    console::error(&anyhow::anyhow!("{why}; nothing was left half written"));
     std::process::exit(code)
 }
 
 /// Ends the process after so many seconds.
 pub fn limit_time(seconds: f64) {
-    thread::spawn(move || {
+    let watch = move || {
         thread::sleep(Duration::from_secs_f64(seconds));
         end(&format!("the time limit of {seconds} s is over"), 1)
-    });
+    };
+    if thread::Builder::new().spawn(watch).is_err() {
+        end("a thread that watches the time cannot be started", 1);
+    }
 }
 
 /// Sets the number of threads of the process.

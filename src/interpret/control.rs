@@ -1,7 +1,8 @@
 //! If, Loop and Scan: operators that run the graphs inside them
 //! (<https://onnx.ai/onnx/operators/onnx__Loop.html>, <https://onnx.ai/onnx/operators/onnx__Scan.html>).
 
-use super::Program;
+use super::{Program, room};
+use crate::budget::{self, Holding};
 use crate::error::{Error, Fault};
 use crate::ir::{Array, Control, Datum, Op, with_array};
 
@@ -93,7 +94,7 @@ fn run_loop(body: &Program, inputs: &[Option<Datum>], scope: Scope) -> Result<Ve
         (0..carried).map(|i| required(inputs, i + 2).cloned()).collect::<Result<_, _>>()?;
     let scans = body.outputs.len().saturating_sub(1 + carried);
     let mut stacks: Vec<Vec<Datum>> = vec![Vec::new(); scans];
-    let (mut iteration, mut grown) = (0, 0u64);
+    let (mut iteration, mut grown) = (0, Holding::default());
     while go_on && iteration < limit {
         if iteration >= MAX_ITERATIONS {
             return Err(at(Fault::new(format!("it runs more than {MAX_ITERATIONS} times"))));
@@ -104,10 +105,11 @@ fn run_loop(body: &Program, inputs: &[Option<Datum>], scope: Scope) -> Result<Ve
         go_on = outputs.next().as_ref().map_or(Ok(false), truth)?;
         state = outputs.by_ref().take(carried).collect();
         for (stack, output) in stacks.iter_mut().zip(outputs) {
-            grown += super::room::bytes_of(&output) + std::mem::size_of::<Datum>() as u64;
+            let bytes = room::bytes_of(&output) + size_of::<Datum>() as u64;
+            budget::fits(bytes, budget::room()).map_err(at)?;
+            grown.take(bytes);
             stack.push(output);
         }
-        crate::budget::fits(grown, crate::budget::memory() / 2).map_err(at)?;
         iteration += 1;
     }
     for stack in stacks {

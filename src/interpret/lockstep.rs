@@ -46,10 +46,10 @@ impl<'a> Lockstep<'a> {
         let computes = |s: &super::Step| s.outputs.iter().flatten().any(|o| o.1 == id);
         let Some((stop, _)) = ahead.into_iter().find(|(_, s)| computes(s)) else { return Ok(false) };
         let steps = &program.steps[self.at..stop];
-        let room = budget::memory();
         self.runs.par_iter_mut().try_for_each(|values| {
+            budget::begin();
             for step in steps {
-                step.run(values, room)?;
+                step.run(values)?;
                 step.last_reads.iter().for_each(|&slot| values[slot] = None);
             }
             Ok::<_, Error>(())
@@ -72,8 +72,7 @@ impl<'a> Lockstep<'a> {
         };
         let Action::Compute(op) = &step.action else { return Ok(None) };
         let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| values[s].clone())).collect();
-        let outputs = room::compute(&**op, inputs, step.size, budget::memory())
-            .map_err(|f: Fault| f.at(&step.place))?;
+        let outputs = room::compute(&**op, inputs, step.size).map_err(|f: Fault| f.at(&step.place))?;
         Ok(outputs.into_iter().nth(output).and_then(|value| value.tensor().ok()))
     }
 

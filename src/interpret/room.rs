@@ -43,20 +43,15 @@ pub fn needed(op: &dyn Op, inputs: &[Option<&Array>]) -> u64 {
 }
 
 /// Computes what there is room for. `size` is what the results will have, if that is known.
-pub fn compute(
-    op: &dyn Op,
-    inputs: Vec<Option<Datum>>,
-    size: Option<u64>,
-    room: u64,
-) -> Result<Vec<Datum>, Fault> {
+pub fn compute(op: &dyn Op, inputs: Vec<Option<Datum>>, size: Option<u64>) -> Result<Vec<Datum>, Fault> {
     let size = size.unwrap_or_else(|| {
-        let tensor = |value: &'_ Option<Datum>| match value {
+        let tensor = |value: &Option<Datum>| match value {
             Some(Datum::Tensor(array)) => Some(array.clone()),
             _ => None,
         };
         let arrays: Vec<Option<Array>> = inputs.iter().map(tensor).collect();
         needed(op, &arrays.iter().map(Option::as_ref).collect::<Vec<_>>())
     });
-    budget::fits(size, room)?;
+    budget::fits(size, budget::room())?;
     op.evaluate(inputs)
 }

@@ -14,10 +14,11 @@ pub struct Trace {
 impl Program {
     /// Runs the graph as far as its operators are known and keeps every value.
     pub fn trace(&self, inputs: &[Array]) -> Result<Trace, Error> {
+        budget::begin();
         let mut values = self.initial.clone();
         self.fill_inputs(&mut values, &data(inputs))?;
         for step in &self.steps {
-            step.run(&mut values, budget::memory())?;
+            step.run(&mut values)?;
         }
         Ok(Trace { values })
     }
@@ -52,6 +53,7 @@ impl Program {
         let slot = |id: &ValueId| {
             self.slots.get(id).copied().ok_or_else(|| Fault::new("no such value").at("replay"))
         };
+        budget::begin();
         let mut values = trace.values.clone();
         let mut role = vec![Role::Kept; values.len()];
         let wanted: Vec<usize> = wanted.iter().map(slot).collect::<Result<_, _>>()?;
@@ -71,7 +73,7 @@ impl Program {
             let outputs = || step.outputs.iter().flatten().map(|o| o.0);
             let given: Vec<_> =
                 outputs().filter(|&s| role[s] == Role::Given).map(|s| (s, values[s].clone())).collect();
-            step.run(&mut values, budget::memory())?;
+            step.run(&mut values)?;
             outputs().filter(|&s| values[s].is_some()).for_each(|s| role[s] = Role::Computed);
             for (slot, value) in given {
                 (values[slot], role[slot]) = (value, Role::Given);

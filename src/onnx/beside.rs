@@ -14,12 +14,10 @@ const SMALL: usize = 1024;
 /// Payloads begin at multiples of this, so that they can be mapped as elements of any type.
 const ALIGNMENT: u64 = 64;
 
-/// Where payloads lie in the file, in order.
-pub type Payloads = Vec<(u64, Bytes)>;
-
-/// Takes the payloads of initializers out of a message and notes where in the file `location` they lie.
-pub fn split(message: &mut ModelProto, location: &str) -> Payloads {
-    let (mut payloads, mut end) = (Payloads::new(), 0u64);
+/// Takes the payloads of initializers out of a message and notes where in the file `location` they lie: offsets and
+/// payloads, in order.
+pub fn split(message: &mut ModelProto, location: &str) -> Vec<(u64, Bytes)> {
+    let (mut payloads, mut end) = (Vec::new(), 0u64);
     for tensor in message.graph.iter_mut().flat_map(|g| &mut g.initializer) {
         let Some(bytes) = tensor.raw_data.take_if(|bytes| bytes.len() >= SMALL) else { continue };
         let offset = end.next_multiple_of(ALIGNMENT);
@@ -38,7 +36,7 @@ pub fn split(message: &mut ModelProto, location: &str) -> Payloads {
 }
 
 /// Writes the payloads; the number of bytes.
-pub fn write(payloads: &Payloads, out: &mut dyn Write) -> Result<usize> {
+pub fn write(payloads: &[(u64, Bytes)], out: &mut dyn Write) -> Result<usize> {
     let mut at = 0;
     for (offset, bytes) in payloads {
         let gap = offset - at;

@@ -2,7 +2,7 @@
 //!
 //! A tensor names such a file in [`external_data`](https://onnx.ai/onnx/repo-docs/ExternalData.html): `location` is a
 //! path relative to the model's directory, `offset` and `length` are in bytes. A model is not trusted with more than
-//! its directory, so a location can neither leave it nor pass through a link, and sizes are compared before anything
+//! its directory, so a location can neither leave it nor pass through a link, symbolic or hard, and sizes are compared before anything
 //! is read. [`ExternalData::load`] is the only way to such bytes, wherever in a model the tensor stands.
 
 use std::collections::BTreeMap;
@@ -59,6 +59,12 @@ impl ExternalData {
     pub fn digests(&self) -> Vec<(PathBuf, String)> {
         let files = self.files.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         files.iter().map(|(path, bytes)| (path.clone(), super::digest(bytes))).collect()
+    }
+
+    /// How many bytes the files that were asked for have.
+    pub fn size(&self) -> usize {
+        let files = self.files.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        files.values().map(Bytes::len).sum()
     }
 
     /// The bytes of a file in the model's directory.

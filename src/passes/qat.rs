@@ -24,15 +24,12 @@ use crate::ir::affine::limits;
 use crate::ir::{Array, DType, Edit, Graph, NodeId, Refusal, Tensor, ValueId};
 use crate::ops::quantize::{Dequantize, Quantize};
 
-/// The passes of this family that change how quantized values are written.
-pub const LOWERING: [&str; 6] = [
-    "qonnx-dialect",
-    "quantized-constant",
-    "integer-clip",
-    "weight-on-a-grid",
-    "fold-into-quantized-weight",
-    "integer-bias",
-];
+/// Does the pass of this name change how quantized values are written, rather than move them?
+pub fn lowers(pass: &str) -> bool {
+    let family: [&dyn Rewrite; 6] =
+        [&QonnxDialect, &QuantizedConstant, &IntegerClip, &LatticeWeight, &FoldIntoQuantized, &IntegerBias];
+    family.iter().any(|rewrite| rewrite.name() == pass)
+}
 
 /// QuantizeLinear of a constant.
 pub struct QuantizedConstant;

@@ -253,19 +253,17 @@ fn picture(a: &Activation) -> String {
         return String::new();
     }
     let (count, span) = (a.histogram.len() as f64, f64::from(a.seen.1) - f64::from(a.seen.0));
-    let mut bars = String::new();
+    let (mut within, mut beyond) = (String::new(), String::new());
     for (i, &n) in a.histogram.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let height = (2.0 + 26.0 * (n as f64).ln_1p() / (most as f64).ln_1p()).min(28.0);
+        let height = (2.0 + 26.0 * libm::log1p(n as f64) / libm::log1p(most as f64)).min(28.0);
         let middle = f64::from(a.seen.0) + span * (i as f64 + 0.5) / count;
-        let class = if middle < a.range.0 || middle > a.range.1 { " class=\"o\"" } else { "" };
-        let _ = write!(
-            bars,
-            "<rect{class} x=\"{}\" y=\"{:.1}\" width=\"2.5\" height=\"{height:.1}\"/>",
-            3 * i,
-            28.0 - height
-        );
+        let bars = if middle < a.range.0 || middle > a.range.1 { &mut beyond } else { &mut within };
+        let _ = write!(bars, "M{} 28v-{height:.0}", 3 * i + 1);
     }
-    format!("<svg class=\"h\" viewBox=\"0 0 {} 28\" aria-hidden=\"true\">{bars}</svg>", 3 * a.histogram.len())
+    let width = 3 * a.histogram.len();
+    format!(
+        "<svg class=\"h\" viewBox=\"0 0 {width} 28\"><path d=\"{within}\"/><path class=\"o\" d=\"{beyond}\"/></svg>"
+    )
 }
 
 fn layers(page: &mut String, report: &Report) {

@@ -163,8 +163,7 @@ impl Tape {
         } else if step.op.is_pure() && step.inputs.iter().flatten().all(constant) {
             let given: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| self.initial[s].clone())).collect();
             let arrays: Vec<Option<&Array>> = given.iter().map(Option::as_ref).collect();
-            budget::fits(room::needed(&*step.op, &arrays), budget::memory())
-                .map_err(|f| f.at(&step.place))?;
+            budget::fits(room::needed(&*step.op, &arrays), budget::room()).map_err(|f| f.at(&step.place))?;
             let results = step.op.float(&given).map_err(|f| f.at(&step.place))?;
             for (slot, array) in step.outputs.iter().zip(results) {
                 slot.iter().for_each(|&s| self.initial[s] = Some(array.clone()));

@@ -88,10 +88,10 @@ fn limits_are_kept() {
     let out = dir.path().join("out.onnx");
     std::fs::write(&out, PRECIOUS).unwrap();
     for (limit, parts) in [
-        (["--memory-limit", "96k"], ["there is room for", "--memory-limit"]),
+        (["--memory-limit", "64k"], ["there is room for", "--memory-limit"]),
         (["--time-limit", "0.01"], ["time limit", "0.01 s"]),
     ] {
-        qonnx(args!["compile", digits(), out, "--calib", samples(), "--threads", "2", limit[0], limit[1]])
+        qonnx(args!["compile", digits(), out, "--calib", samples(), "--threads", "1", limit[0], limit[1]])
             .code(1)
             .says(&parts);
         assert_eq!(std::fs::read(&out).unwrap(), PRECIOUS);

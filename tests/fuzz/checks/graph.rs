@@ -1,5 +1,5 @@
 //! Valid graphs of operators that quantization rewrites: the passes change nothing that a run can tell, and what is
-//! compiled is valid, runs, and is near the original.
+//! quantized is valid, runs, and stays finite.
 
 use std::fmt::Write;
 
@@ -202,9 +202,7 @@ pub fn check(bytes: &[u8]) {
     passes::finish(&mut model, "quantization").expect("a valid model");
     let written = emit(&model, External::Keep).expect("a message");
     let again = import(written, &|_| Err("none".into())).expect("what was written is read");
-    for (x, wanted) in samples.iter().zip(&before) {
-        let found = run(&again, x);
-        assert!(found.iter().flatten().all(|v| v.is_finite()), "not finite: {source}");
-        let _ = distance(wanted, &found);
+    for x in &samples {
+        assert!(run(&again, x).iter().flatten().all(|v| v.is_finite()), "not finite: {source}");
     }
 }

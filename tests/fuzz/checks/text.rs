@@ -6,8 +6,6 @@ use qonnx::onnx::text::{Detail, parse, print};
 pub fn check(text: &str) {
     let Ok(model) = parse(text) else { return };
     let printed = print(&model, Detail::Full);
-    // A model that the syntax can express comes back.
-    if let Ok(again) = parse(&printed) {
-        assert_eq!(print(&again, Detail::Full), printed);
-    }
+    let again = parse(&printed).unwrap_or_else(|e| panic!("what was printed does not parse: {e}\n{printed}"));
+    assert_eq!(print(&again, Detail::Full), printed);
 }
