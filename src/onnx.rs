@@ -156,18 +156,22 @@ pub enum Payloads {
 /// Writes a model, each initializer by itself, as [`write_atomically`] does; the number of bytes. What lay in other files
 /// is part of it: the result needs none of the files that it was made from.
 pub fn write(path: &Path, model: &Model, payloads: Payloads) -> Result<usize, Error> {
-    let mut message = emit(model, External::Inline)?;
-    if payloads == Payloads::Inside && message.encoded_len() as u64 <= MAX_MESSAGE {
-        return write_message(path, message);
+    let mut message = emit(model, External::Stream)?;
+    let computed = |tensor: &proto::TensorProto| {
+        let value = model.graph.value(model.graph.find(tensor.name())?);
+        value.constant.as_ref().or(value.default.as_ref())?.computed().cloned()
+    };
+    if payloads == Payloads::Inside && stream::length(&message, &computed) as u64 <= MAX_MESSAGE {
+        return atomically(path, |file| buffered(file, |out| stream::write(message, &computed, out)));
     }
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".data");
-    let taken = beside::split(&mut message, &name.to_string_lossy());
+    let taken = beside::split(&mut message, &name.to_string_lossy(), &computed);
     let beside = path.with_file_name(&name);
     let mut size = 0;
     // Both are written before either is in its place, and the payloads are there before the model that refers to them.
     let written = atomically(path, |file| {
-        let written = buffered(file, |out| stream::write(message, out))?;
+        let written = buffered(file, |out| stream::write(message, &|_| None, out))?;
         let payloads = atomically(&beside, |file| buffered(file, |out| beside::write(&taken, out)));
         size = payloads.map_err(|e| std::io::Error::other(e.fault().to_string()))?;
         Ok(written)
@@ -189,11 +193,8 @@ pub fn copy(from: &Path, path: &Path, model: &Model) -> Result<usize, Error> {
     if moved && outside {
         return write(path, model, Payloads::Inside);
     }
-    write_message(path, emit(model, External::Keep)?)
-}
-
-fn write_message(path: &Path, message: proto::ModelProto) -> Result<usize, Error> {
-    atomically(path, |file| buffered(file, |out| stream::write(message, out)))
+    let message = emit(model, External::Keep)?;
+    atomically(path, |file| buffered(file, |out| stream::write(message, &|_| None, out)))
 }
 
 fn buffered(

@@ -36,5 +36,5 @@ pub fn string(name: &str, value: &str) -> Attribute {
 
 /// A tensor.
 pub fn tensor(name: &str, value: &Tensor) -> Attribute {
-    Attribute { t: Some(value.proto().clone()), ..attribute(name, AttributeType::Tensor) }
+    Attribute { t: Some(value.to_proto()), ..attribute(name, AttributeType::Tensor) }
 }

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::small::{self, Small};
 use super::types::{DType, TensorType, element_count};
-use super::{Array, array::Nd};
+use super::{Array, Deferred, array::Nd};
 use crate::error::Fault;
 use crate::fail;
 use crate::proto::{TensorProto, tensor_proto::DataLocation};
@@ -18,6 +18,8 @@ pub struct Tensor {
     proto: Arc<TensorProto>,
     /// The bytes of external data, mapped by the importer.
     external: Option<Bytes>,
+    /// The bytes of a payload that is computed when it is wanted.
+    deferred: Option<Deferred>,
     dtype: DType,
     shape: Vec<usize>,
 }
@@ -33,7 +35,7 @@ impl Tensor {
             .map(|&d| usize::try_from(d).map_err(|_| Fault::new(format!("dimension {d} is negative"))))
             .collect::<Result<Vec<_>, _>>()?;
         element_count(&shape)?;
-        let tensor = Self { proto: Arc::new(proto), external, dtype, shape };
+        let tensor = Self { proto: Arc::new(proto), external, deferred: None, dtype, shape };
         tensor.check_payload()?;
         Ok(tensor)
     }
@@ -81,7 +83,18 @@ impl Tensor {
             Array::U2(a) => proto.raw_data = Some(packed(a)),
             Array::I2(a) => proto.raw_data = Some(packed(a)),
         }
-        Self { proto: Arc::new(proto), external: None, dtype: array.dtype(), shape: array.shape().to_vec() }
+        let (dtype, shape) = (array.dtype(), array.shape().to_vec());
+        Self { proto: Arc::new(proto), external: None, deferred: None, dtype, shape }
+    }
+
+    /// A new tensor whose payload, in the form of `raw_data`, is computed when it is wanted.
+    pub fn deferred(dtype: DType, shape: &[usize], payload: Deferred) -> Self {
+        let proto = TensorProto {
+            dims: shape.iter().map(|&d| d as i64).collect(),
+            data_type: Some(dtype.to_onnx()),
+            ..Default::default()
+        };
+        Self { proto: Arc::new(proto), external: None, deferred: Some(payload), dtype, shape: shape.to_vec() }
     }
 
     /// The element type.
@@ -117,9 +130,29 @@ impl Tensor {
         TensorType::known(self.dtype, &self.shape)
     }
 
-    /// The message, without a name.
+    /// The message, without a name, and without a payload that is still to be computed.
     pub fn proto(&self) -> &TensorProto {
         &self.proto
+    }
+
+    /// The message with the payload, unless that lies in another file.
+    pub fn to_proto(&self) -> TensorProto {
+        let mut proto = self.proto().clone();
+        if let Some(payload) = &self.deferred {
+            proto.raw_data = Some(payload.bytes());
+        }
+        proto
+    }
+
+    /// The payload that is computed when it is wanted.
+    pub fn computed(&self) -> Option<&Deferred> {
+        self.deferred.as_ref()
+    }
+
+    /// The payload in the form of `raw_data`, if it has that form. One that is computed is computed here.
+    pub fn raw(&self) -> Option<Bytes> {
+        let held = self.external.as_ref().or(self.proto.raw_data.as_ref());
+        held.cloned().or_else(|| self.deferred.as_ref().map(Deferred::bytes))
     }
 
     /// The payload if it lies outside the model's file.
@@ -188,13 +221,10 @@ impl Tensor {
     /// The elements. Complex types have no [`Array`] and give a fault.
     pub fn array(&self) -> Result<Array, Fault> {
         let p = &self.proto;
-        let raw = match (&self.external, &p.raw_data) {
-            (Some(bytes), _) | (None, Some(bytes)) => Some(bytes),
-            _ if p.data_location == Some(DataLocation::External as i32) => {
-                return Err("its external data was not loaded".into());
-            }
-            _ => None,
-        };
+        let raw = &self.raw();
+        if raw.is_none() && p.data_location == Some(DataLocation::External as i32) {
+            return Err("its external data was not loaded".into());
+        }
         let shape = &self.shape;
         macro_rules! numeric {
             ($t:ty, $field:expr, $convert:expr) => {{

@@ -7,7 +7,7 @@ use crate::ir::{Dim, Graph, Model, Node, NodeId, Tensor, TensorType, ValueId, sc
 use crate::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, type_proto,
+    ValueInfoProto, attribute_proto::AttributeType, type_proto,
 };
 
 /// What happens to tensors whose payload lies in another file.
@@ -17,6 +17,15 @@ pub enum External {
     Keep,
     /// The payload moves into the model.
     Inline,
+    /// The same, but payloads of initializers of the main graph that are computed when they are wanted are left out, for
+    /// whoever writes the message to compute.
+    Stream,
+}
+
+impl External {
+    fn in_bodies(self) -> Self {
+        if self == Self::Stream { Self::Inline } else { self }
+    }
 }
 
 /// Builds the message of a model.
@@ -54,13 +63,15 @@ fn graph(graph: &Graph, external: External) -> Result<GraphProto, Fault> {
 }
 
 fn named(tensor: &Tensor, name: &str, external: External) -> TensorProto {
-    let mut proto = tensor.proto().clone();
+    let mut proto = match external {
+        External::Stream => tensor.proto().clone(),
+        External::Keep | External::Inline => tensor.to_proto(),
+    };
     proto.name = Some(name.into());
-    if let (External::Inline, Some(bytes)) = (external, tensor.external()) {
+    if let (External::Inline | External::Stream, Some(bytes)) = (external, tensor.external()) {
         proto.raw_data = Some(bytes.clone());
         proto.external_data.clear();
         proto.data_location = None;
-        debug_assert_ne!(proto.data_location, Some(DataLocation::External as i32));
     }
     proto
 }
@@ -83,7 +94,7 @@ fn node(graph: &Graph, id: NodeId, external: External) -> Result<NodeProto, Faul
     proto.output = names(graph.outputs_of(id));
     proto.attribute = attributes.clone();
     for body in bodies {
-        let inner = self::graph(&body.graph, external)?;
+        let inner = self::graph(&body.graph, external.in_bodies())?;
         let Some(attribute) = proto.attribute.get_mut(body.attribute) else {
             return Err(format!("node `{name}` lost the attribute of its body").into());
         };

@@ -6,15 +6,46 @@ use std::io::{Error, Write};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::proto::{GraphProto, ModelProto};
+use crate::ir::{Deferred, Payload};
+use crate::proto::{GraphProto, ModelProto, TensorProto};
 
 /// `ModelProto.graph`.
 const GRAPH: u32 = 7;
 /// `GraphProto.initializer`.
 const INITIALIZER: u32 = 5;
+/// `TensorProto.raw_data`.
+const RAW_DATA: u32 = 9;
+
+/// The payload of an initializer that the message leaves out. Such a message has no field behind `raw_data`.
+pub type Computed<'a> = dyn Fn(&TensorProto) -> Option<Deferred> + 'a;
+
+/// Length of the whole message in bytes.
+pub fn length(model: &ModelProto, computed: &Computed) -> usize {
+    let Some(graph) = &model.graph else { return model.encoded_len() };
+    let [stated, whole] =
+        [graph.encoded_len(), graph_length(graph, computed)].map(|n| n + encoded_len_varint(n as u64));
+    model.encoded_len() - stated + whole
+}
+
+fn graph_length(graph: &GraphProto, computed: &Computed) -> usize {
+    let more = |tensor: &TensorProto| {
+        let [stated, whole] = [tensor.encoded_len(), tensor_length(tensor, computed(tensor).as_ref())]
+            .map(|n| n + encoded_len_varint(n as u64));
+        whole - stated
+    };
+    graph.encoded_len() + graph.initializer.iter().map(more).sum::<usize>()
+}
+
+fn tensor_length(tensor: &TensorProto, payload: Option<&Deferred>) -> usize {
+    let field = |p: &Deferred| {
+        let length = Payload::Computed(p.clone()).len();
+        key_len(RAW_DATA) + encoded_len_varint(length as u64) + length
+    };
+    tensor.encoded_len() + payload.map_or(0, field)
+}
 
 /// Writes the message; the number of bytes.
-pub fn write(mut model: ModelProto, out: &mut dyn Write) -> Result<usize, Error> {
+pub fn write(mut model: ModelProto, computed: &Computed, out: &mut dyn Write) -> Result<usize, Error> {
     let graph = model.graph.take();
     // Fields are written in the order of their numbers: those below the graph's, the graph, the others.
     let head = ModelProto {
@@ -28,13 +59,13 @@ pub fn write(mut model: ModelProto, out: &mut dyn Write) -> Result<usize, Error>
     };
     let mut written = whole(&head, out)?;
     if let Some(graph) = graph {
-        written += start(GRAPH, graph.encoded_len(), out)?;
-        written += self::graph(graph, out)?;
+        written += start(GRAPH, graph_length(&graph, computed), out)?;
+        written += self::graph(graph, computed, out)?;
     }
     Ok(written + whole(&model, out)?)
 }
 
-fn graph(mut graph: GraphProto, out: &mut dyn Write) -> Result<usize, Error> {
+fn graph(mut graph: GraphProto, computed: &Computed, out: &mut dyn Write) -> Result<usize, Error> {
     let initializers = std::mem::take(&mut graph.initializer);
     let head = GraphProto {
         node: std::mem::take(&mut graph.node),
@@ -43,8 +74,13 @@ fn graph(mut graph: GraphProto, out: &mut dyn Write) -> Result<usize, Error> {
     };
     let mut written = whole(&head, out)?;
     for tensor in initializers {
-        written += start(INITIALIZER, tensor.encoded_len(), out)?;
+        let payload = computed(&tensor);
+        written += start(INITIALIZER, tensor_length(&tensor, payload.as_ref()), out)?;
         written += whole(&tensor, out)?;
+        if let Some(payload) = payload.map(Payload::Computed) {
+            written += start(RAW_DATA, payload.len(), out)? + payload.len();
+            payload.write(out)?;
+        }
     }
     Ok(written + whole(&graph, out)?)
 }
@@ -80,8 +116,38 @@ mod tests {
             < domain: \"l\", opset_import: [\"\" : 17] > f (a) => (b) { b = Relu (a) }";
         let model = text::parse(source).unwrap();
         let mut bytes = Vec::new();
-        let written = write(model.clone(), &mut bytes).unwrap();
+        let written = write(model.clone(), &|_| None, &mut bytes).unwrap();
         assert_eq!(bytes, model.encode_to_vec());
-        assert_eq!(written, bytes.len());
+        assert_eq!((written, length(&model, &|_| None)), (bytes.len(), bytes.len()));
+    }
+
+    #[test]
+    fn payloads_that_are_computed_lie_where_others_do() {
+        for count in [1usize, 100, 127, 128, 20_000] {
+            let mut whole = text::parse(
+                "< ir_version: 8, opset_import: [\"\" : 17] >
+                g (float[1] x) => (float[1] y) <float[1] b = {3.0}> { y = Add (x, b) }",
+            )
+            .unwrap();
+            let bytes: Vec<u8> = (0..count).map(|i| i as u8).collect();
+            let tensor = TensorProto {
+                dims: vec![count as i64],
+                data_type: Some(crate::ir::DType::U8.to_onnx()),
+                name: Some("w".into()),
+                ..Default::default()
+            };
+            let mut without = whole.clone();
+            without.graph.as_mut().unwrap().initializer.push(tensor.clone());
+            let held = TensorProto { raw_data: Some(bytes.clone().into()), ..tensor };
+            whole.graph.as_mut().unwrap().initializer.push(held);
+            let payload = Deferred::new(count, count.div_ceil(50), move |i| {
+                bytes[i * 50..count.min(i * 50 + 50)].to_vec()
+            });
+            let computed = |t: &TensorProto| (t.name() == "w").then(|| payload.clone());
+            let mut out = Vec::new();
+            assert_eq!(length(&without, &computed), whole.encoded_len());
+            assert_eq!(write(without, &computed, &mut out).unwrap(), out.len());
+            assert_eq!(out, whole.encode_to_vec());
+        }
     }
 }

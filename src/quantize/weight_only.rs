@@ -19,7 +19,7 @@ use self::gptq::Gram;
 use self::readers::{Reader, Role, is_fused, readers};
 use super::candidate::Filter;
 use crate::error::Fault;
-use crate::ir::{Array, DType, Graph, NodeId, Tensor, TensorType, ValueId};
+use crate::ir::{DType, Floats, Graph, NodeId, Tensor, TensorType, ValueId};
 use crate::ops;
 use crate::ops::gemm::Gemm;
 
@@ -136,11 +136,11 @@ fn weight(
     if readers.iter().all(|r| matches!(r.role, Role::Other)) {
         return Ok(());
     }
-    let array = tensor.array()?;
-    let real = array.slice::<f32>()?;
+    let (tensor, real) = (tensor.clone(), Floats::of(tensor)?);
+    let shape = tensor.shape();
     let refusal = readers.iter().find_map(|r| r.refused.clone());
     let refusal =
-        refusal.or_else(|| (!round::all_finite(real)).then(|| "its weight is not finite".to_string()));
+        refusal.or_else(|| (!round::all_finite(&real)).then(|| "its weight is not finite".to_string()));
     if let Some(reason) = refusal {
         let mut told: Vec<String> = readers.into_iter().map(|r| r.label).collect();
         told.dedup();
@@ -148,15 +148,15 @@ fn weight(
         return Ok(());
     }
     let minor = tensor.len().saturating_mul(RAW_SHARE) <= storage.elements;
-    if minor && readers.iter().any(|r| r.weighs_raw_features(graph)) && round::fits_half(real) {
+    if minor && readers.iter().any(|r| r.weighs_raw_features(graph)) && round::fits_half(&real) {
         let reason = "features from outside may differ in scale by orders: its weight has 16 bits";
         done.float.extend(readers.into_iter().map(|r| (r.label, reason.to_string())));
-        store::halve(graph, value, &array)?;
+        store::halve(graph, value, &tensor)?;
         return Ok(());
     }
     let names = readers.iter().filter(|r| !matches!(r.role, Role::Other)).map(|r| r.label.clone()).collect();
     let four_bits = match storage.blocked {
-        Some(blocked) => in_blocks(graph, value, &array, &readers, blocked, storage.grams.get(&value))?,
+        Some(blocked) => in_blocks(graph, value, &tensor, &readers, blocked, storage.grams.get(&value))?,
         None => false,
     };
     let axis = readers.iter().find_map(|r| match r.role {
@@ -165,13 +165,13 @@ fn weight(
     });
     match axis {
         _ if four_bits => {}
-        None => store::gather(graph, value, round::table(real, array.shape())?),
-        Some(axis) if readers.iter().any(|r| is_fused(r, graph, array.rank())) => {
-            store::define(graph, value, round::symmetric(real, array.shape(), axis)?);
+        None => store::gather(graph, value, round::table(&real, shape)),
+        Some(axis) if readers.iter().any(|r| is_fused(r, graph, shape.len())) => {
+            store::define(graph, value, round::symmetric(&real, shape, axis)?);
         }
         Some(axis) => {
-            let axes = worthwhile_axes(array.shape(), axis);
-            store::define(graph, value, round::closest(real, array.shape(), &axes)?);
+            let axes = worthwhile_axes(shape, axis);
+            store::define(graph, value, round::closest(&real, shape, &axes)?);
         }
     }
     match storage.blocked {
@@ -194,14 +194,14 @@ fn worthwhile_axes(shape: &[usize], channels: Option<usize>) -> Vec<Option<usize
 fn in_blocks(
     graph: &mut Graph,
     value: ValueId,
-    array: &Array,
+    tensor: &Tensor,
     readers: &[Reader],
     blocked: Blocked,
     gram: Option<&Gram>,
 ) -> Result<bool, Fault> {
-    let &[rows, columns] = array.shape() else { return Ok(false) };
+    let &[rows, columns] = tensor.shape() else { return Ok(false) };
     if readers.iter().all(|r| r.role == Role::Table) {
-        let table = blocked::table(array.slice::<f32>()?, array.shape(), blocked)?;
+        let table = blocked::table(tensor.array()?.slice::<f32>()?, tensor.shape(), blocked)?;
         let found = table.is_some();
         table.into_iter().for_each(|table| store::gather_halves(graph, value, table));
         return Ok(found);
@@ -217,7 +217,8 @@ fn in_blocks(
         _ => [rows, columns],
     };
     let transposed = gemms.iter().all(turned);
-    let array = if transposed { array.transposed(&[1, 0])? } else { array.clone() };
+    let array = tensor.array()?;
+    let array = if transposed { array.transposed(&[1, 0])? } else { array };
     let Some(packed) = blocked::matrix(array.slice::<f32>()?, extents, blocked, gram)? else {
         return Ok(false);
     };

@@ -24,17 +24,9 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// One byte an element.
-    pub fn bytes(
-        dtype: DType,
-        shape: &[usize],
-        elements: Vec<u8>,
-        scale: Array,
-        zero: Array,
-        axis: Option<i64>,
-    ) -> Result<Self, Fault> {
-        let (elements, zero) = (raw(dtype, shape, elements)?, Some(Tensor::from_array(&zero)));
-        Ok(Self { elements, scale, zero, axis, block: 0 })
+    /// With a scale and a zero point for all, or for each index along the axis.
+    pub fn new(elements: Tensor, scale: Array, zero: Array, axis: Option<i64>) -> Self {
+        Self { elements, scale, zero: Some(Tensor::from_array(&zero)), axis, block: 0 }
     }
 
     fn attributes(&self) -> Vec<Attribute> {
@@ -87,9 +79,9 @@ fn replace(
 }
 
 /// A constant becomes the output of a Cast from `float16`, under its own name.
-pub fn halve(graph: &mut Graph, value: ValueId, real: &Array) -> Result<(), Fault> {
-    let halves: Vec<half::f16> = real.slice::<f32>()?.iter().map(|&v| half::f16::from_f32(v)).collect();
-    let halves = Tensor::from_array(&Array::new(real.shape(), halves)?);
+pub fn halve(graph: &mut Graph, value: ValueId, real: &Tensor) -> Result<(), Fault> {
+    let halves = real.array()?.slice::<f32>()?.iter().map(|&v| half::f16::from_f32(v)).collect();
+    let halves = Tensor::from_array(&Array::new::<half::f16>(real.shape(), halves)?);
     let made = graph.add_constant(&format!("{}_half", graph.name(value)), halves);
     let to = vec![attribute::int("to", DType::F32.to_onnx().into())];
     replace(graph, value, ("Cast", to), &[Some(made)]);
