@@ -4,6 +4,7 @@ mod compare;
 mod compile;
 mod console;
 mod diff;
+mod dtypes;
 mod explain;
 mod guard;
 mod help;

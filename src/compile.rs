@@ -1,6 +1,7 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
 mod job;
+mod refine;
 mod sensitivity;
 mod training;
 
@@ -18,9 +19,9 @@ use crate::fail;
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
 use crate::onnx;
-use crate::options::{Bound, Effort, Mode, Options};
+use crate::options::{Bound, Mode, Options, Tuning};
 use crate::passes;
-use crate::quantize::{Target, Types, half};
+use crate::quantize::{Target, half};
 use crate::report::Report;
 use crate::report::provenance::{self, Provenance};
 use crate::tune::goal::Goal;
@@ -45,8 +46,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         (mode, _) => mode,
     };
     let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
-    target.rescaling &= options.types == Types::default();
-    options.types.check(&target).map_err(|f| f.at("--mode static"))?;
+    options.types.settle(&mut target).map_err(|f| f.at("--mode static"))?;
     check_bound(options, mode)?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
@@ -69,7 +69,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     let mut model = source.model;
     if mode != Mode::None {
         let original = model.graph.clone();
-        let opset = opset(&model, mode, options);
+        let opset = opset(&model, mode, options, &target);
         passes::upgrade(&mut model, target.opset.max(opset))?;
         let log = passes::run(&mut model, options.stop_after)?;
         passes::check(&model, "the passes")?;
@@ -109,11 +109,13 @@ fn as_it_was(input: &Path, output: &Path, mut report: Report, why: &str) -> Resu
 
 /// Refuses a bound that nothing would judge.
 fn check_bound(options: &Options, mode: Mode) -> Result<(), Error> {
-    let judged = mode == Mode::Static && options.effort != Effort::Fast && options.float.is_none();
+    let judged = mode == Mode::Static && options.steps.contains(&Tuning::TradeOff) && options.float.is_none();
     if options.bound.is_none() || judged && options.calib.is_some() {
         return Ok(());
     }
-    let fault = Fault::new("a bound needs samples and --mode static, without --effort fast or --float");
+    let fault = Fault::new(
+        "a bound needs samples and --mode static, with the step trade-off (not --effort fast) and without --float",
+    );
     Err(fault.at("--min-sqnr, --max-drop"))
 }
 
@@ -160,12 +162,12 @@ fn labels(path: &Path, samples: &Samples) -> Result<Vec<Vec<usize>>, Error> {
 }
 
 /// The least opset that the mode needs of this model.
-fn opset(model: &Model, mode: Mode, options: &Options) -> i64 {
+fn opset(model: &Model, mode: Mode, options: &Options, target: &Target) -> i64 {
     let half = options.half(mode).map_or(0, |half| half::opset(model, &half));
     match mode {
         Mode::WeightOnly if options.blocked.is_some() => 21,
         // The pairs around integers have scales of their own, which half precision has from 19 on.
-        Mode::Static => options.types.opset().max(if half > 0 { half.max(19) } else { 0 }),
+        Mode::Static => target.storage.opset().max(if half > 0 { half.max(19) } else { 0 }),
         _ => half,
     }
 }

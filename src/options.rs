@@ -1,7 +1,10 @@
 //! What the user can choose.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use clap::ValueEnum;
 
 use crate::calibrate::config::Recipe;
 use crate::calibrate::threshold::Calibrator;
@@ -54,10 +57,10 @@ impl Mode {
 pub enum Effort {
     /// Calibrated ranges only.
     Fast,
-    /// What a few more runs of the model can tell.
+    /// What several more runs of the model can tell.
     #[default]
     Balanced,
-    /// Everything that helps.
+    /// Everything that helps: training on the samples as well.
     Best,
 }
 
@@ -95,8 +98,8 @@ pub struct Options {
     pub recipe: Option<Recipe>,
     /// How activation ranges are chosen.
     pub calibrator: Calibrator,
-    /// How much time may be spent on accuracy.
-    pub effort: Effort,
+    /// The steps of tuning.
+    pub steps: BTreeSet<Tuning>,
     /// A bound that the result must keep on samples held out of calibration.
     pub bound: Option<Bound>,
     /// Class numbers of the samples, for [`Bound::Drop`].
@@ -125,6 +128,49 @@ pub struct Options {
     pub command: String,
 }
 
+/// A step of tuning in static quantization. They run in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Tuning {
+    /// Channels of neighbouring layers are given like ranges, for weights with one scale.
+    Equalization,
+    /// Loud channels of products move into the weights that read them.
+    Smoothing,
+    /// Several plans are tried: what stays float, how much is clipped.
+    TradeOff,
+    /// Biases make up for what quantization adds to the mean of each channel.
+    BiasCorrection,
+    /// Weights and biases are fitted anew, layer by layer.
+    Rounding,
+    /// Weights, biases and scales are trained, block by block.
+    BlockTraining,
+}
+
+impl Tuning {
+    /// The name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or(String::new(), |v| v.get_name().into())
+    }
+}
+
+impl Effort {
+    /// The steps that are worth the time.
+    pub fn steps(self) -> BTreeSet<Tuning> {
+        let all = [
+            Tuning::Equalization,
+            Tuning::Smoothing,
+            Tuning::TradeOff,
+            Tuning::Rounding, // corrects biases as well
+            Tuning::BlockTraining,
+        ];
+        let count = match self {
+            Self::Fast => 0,
+            Self::Balanced => 4,
+            Self::Best => 5,
+        };
+        all.into_iter().take(count).collect()
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -132,7 +178,7 @@ impl Default for Options {
             calib: None,
             recipe: None,
             calibrator: Calibrator::Auto,
-            effort: Effort::Balanced,
+            steps: Effort::Balanced.steps(),
             bound: None,
             labels: None,
             samples: None,

@@ -9,8 +9,9 @@
 pub mod checkpoint;
 mod export;
 pub mod fake_quantize;
-mod features;
+pub mod features;
 pub mod loss;
+mod metric;
 mod narrow;
 pub mod optimizer;
 pub mod session;

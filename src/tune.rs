@@ -6,6 +6,7 @@
 
 pub mod bias;
 pub mod distance;
+pub mod equalize;
 pub mod goal;
 pub mod layer;
 pub mod moments;

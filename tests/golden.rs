@@ -56,8 +56,7 @@ fn outputs(graph: &Graph, seed: u64) -> Vec<Option<Vec<f32>>> {
     found.iter().map(|o| Some(o.as_ref()?.slice::<f32>().ok()?.to_vec())).collect()
 }
 
-fn quantize(model: &mut Model) -> String {
-    let target = Target::named("ort-cpu").unwrap();
+fn quantize(model: &mut Model, target: &Target) -> String {
     let graph = &mut model.graph;
     let program = Program::new(graph).unwrap();
     let mut seen = Observers::watching(watched(graph));
@@ -70,16 +69,17 @@ fn quantize(model: &mut Model) -> String {
         program.run_as_far_as_possible(&inputs(graph, seed), &mut watch).unwrap();
     }
     let choices = plan::choices(&seen, Calibrator::MinMax);
-    let candidates = Candidates::of(graph, &target, &Filter::default(), &seen);
+    let candidates = Candidates::of(graph, target, &Filter::default(), &seen);
     let placed = placement::place(
         graph,
-        &target,
+        target,
         target.noise_weight,
         candidates,
         &seen,
         &plan::noise(&seen, &choices),
     );
-    let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, &target).unwrap();
+    let mut plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, target).unwrap();
+    target.storage.apply(graph, &mut plan, target).unwrap();
     let facts = Quantized::plan(graph, &plan, &seen, None);
     insert::insert(graph, &plan);
     let mut text = String::new();
@@ -120,13 +120,43 @@ fn decisions() {
         let mut text = String::new();
         log.applied.iter().for_each(|(p, n)| writeln!(text, "applied  {p}: {n}").unwrap());
         log.refused.iter().for_each(|(p, n, why)| writeln!(text, "refused  {p}: {n}: {why}").unwrap());
-        text += &quantize(&mut model);
+        text += &quantize(&mut model, &Target::named("ort-cpu").unwrap());
         passes::check(&model, "quantization").unwrap();
         let result = emit(&model, External::Keep).unwrap();
         text += "\n";
         text += &onnx::text::print(&result, onnx::text::Detail::Digest);
         insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!(name, text);
+        });
+    }
+}
+
+/// What each target makes of a convolution with Relu, a residual block and attention: the nodes and their types.
+#[test]
+fn targets() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for target in ["openvino", "tensorrt", "qnn-htp", "integer-only", "fbgemm", "qnnpack"] {
+        let mut text = String::new();
+        for name in ["conv_relu", "inverted_residual", "attention"] {
+            let source = std::fs::read_to_string(root.join(format!("{name}.onnxtxt"))).unwrap();
+            let mut model =
+                import(text::parse(&source).unwrap(), &|_| Err("no external data".into())).unwrap();
+            passes::upgrade(&mut model, 13).unwrap();
+            passes::run(&mut model, None).unwrap();
+            let float = model.graph.clone();
+            let facts = quantize(&mut model, &Target::named(target).unwrap());
+            passes::check(&model, target).unwrap();
+            for (a, b) in outputs(&float, 1).into_iter().zip(outputs(&model.graph, 1)) {
+                let (Some(a), Some(b)) = (a, b) else { panic!("{target}: {name} cannot be run") };
+                let signal: f32 = a.iter().map(|x| x * x).sum();
+                let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
+                assert!(noise < 0.02 * signal, "{target}: {name}: noise {noise}, signal {signal}");
+            }
+            writeln!(text, "## {name}\n{facts}").unwrap();
+            text += &onnx::text::print(&emit(&model, External::Keep).unwrap(), onnx::text::Detail::Digest);
+        }
+        insta::with_settings!({ snapshot_path => "golden/targets", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(target, text);
         });
     }
 }

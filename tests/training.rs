@@ -24,7 +24,7 @@ fn data() -> PathBuf {
 }
 
 fn options() -> Options {
-    Options { calib: Some(data().join("digits/calib")), effort: Effort::Fast, ..Options::default() }
+    Options { calib: Some(data().join("digits/calib")), steps: Effort::Fast.steps(), ..Options::default() }
 }
 
 /// The pictures that the digits example is evaluated on, as samples.

@@ -1,20 +1,22 @@
 //! `qonnx compile`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use super::console;
+use super::dtypes::{half_type, integer, short};
 use super::help::nearest;
 use super::progress::Progress;
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
 use crate::error::one_line;
 use crate::ir::DType;
-use crate::options::{Bound, Effort, Mode, Options};
+use crate::options::{Bound, Effort, Mode, Options, Tuning};
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::{Algorithm, Blocked};
 use crate::quantize::{Half, Types};
@@ -46,6 +48,10 @@ pub struct Compile {
     /// How much time to spend on accuracy: fast (calibrated ranges only), balanced or best.
     #[arg(long, value_enum, default_value = "balanced", help_heading = "What to do")]
     effort: Effort,
+    /// The steps of tuning to take instead of those of --effort, separated by commas; `none`: none.
+    #[arg(long, value_name = "STEPS", value_delimiter = ',', value_parser = step, conflicts_with = "effort",
+          help_heading = "What to do")]
+    steps: Option<Vec<Option<Tuning>>>,
     /// Keep as much in float as it takes for every float output to have this SQNR on samples held out of calibration.
     #[arg(long, value_name = "DB", conflicts_with = "max_drop", help_heading = "Accuracy")]
     min_sqnr: Option<f64>,
@@ -68,12 +74,15 @@ pub struct Compile {
     /// The only operators to quantize, separated by commas.
     #[arg(long, value_name = "OPS", value_delimiter = ',', value_parser = operator, help_heading = "What to do")]
     only_ops: Vec<String>,
-    /// With static: type of activations.
-    #[arg(long, value_name = "TYPE", default_value = "u8", value_parser = integer, help_heading = "What to do")]
-    activation: DType,
-    /// With static: type of weights.
-    #[arg(long, value_name = "TYPE", default_value = "s8", value_parser = integer, help_heading = "What to do")]
-    weight: DType,
+    /// With static: type of activations, u8, s8, u16 or s16, as far as the target has them; its usual one by default.
+    #[arg(long, value_name = "TYPE", value_parser = integer, help_heading = "What to do")]
+    activation: Option<DType>,
+    /// With static: type of weights, s8, u8 or s4, as far as the target has them; its usual one by default.
+    #[arg(long, value_name = "TYPE", value_parser = integer, help_heading = "What to do")]
+    weight: Option<DType>,
+    /// With static: one scale for each weight instead of one for each of its channels.
+    #[arg(long, help_heading = "What to do")]
+    per_tensor: bool,
     /// With static: fp16 or bf16 for what is not quantized.
     #[arg(long, value_name = "TYPE", value_parser = half_type, help_heading = "What to do")]
     float: Option<DType>,
@@ -157,6 +166,17 @@ fn operator(name: &str) -> Result<String, String> {
     })
 }
 
+/// The name of a step of tuning; `none` is no step.
+fn step(name: &str) -> Result<Option<Tuning>, String> {
+    if name == "none" {
+        return Ok(None);
+    }
+    Tuning::from_str(name, false).map(Some).map_err(|_| {
+        let names: Vec<String> = Tuning::value_variants().iter().map(|t| t.name()).collect();
+        format!("there are {} and none", names.join(", "))
+    })
+}
+
 impl Compile {
     /// Compiles, then tells on stderr what was done.
     pub fn run(self) -> anyhow::Result<ExitCode> {
@@ -200,7 +220,7 @@ impl Compile {
             calib: self.calib.clone(),
             recipe,
             calibrator: self.calibrator,
-            effort: self.effort,
+            steps: self.steps(),
             bound: self.min_sqnr.map(Bound::Sqnr).or(self.max_drop.map(Bound::Drop)),
             labels: self.labels.clone(),
             samples: self.samples.map(|n| n as usize),
@@ -218,6 +238,17 @@ impl Compile {
         })
     }
 
+    fn steps(&self) -> BTreeSet<Tuning> {
+        match &self.steps {
+            Some(steps) => steps.iter().copied().flatten().collect(),
+            None => self.effort.steps(),
+        }
+    }
+
+    fn storage(&self) -> Types {
+        Types { activation: self.activation, weight: self.weight, per_tensor: self.per_tensor }
+    }
+
     /// Is the mode this one, spelt or implied?
     fn is_mode(&self, wanted: Mode) -> bool {
         match (self.mode, &self.calib) {
@@ -229,11 +260,11 @@ impl Compile {
 
     /// Storage types of a static plan; what does not go together is refused.
     fn types(&self) -> anyhow::Result<Types> {
-        let types = Types { activation: self.activation, weight: self.weight };
+        let types = self.storage();
         let plain = types == Types::default() && self.float.is_none();
         anyhow::ensure!(
             plain || self.is_mode(Mode::Static),
-            "--activation, --weight and --float go with --mode static"
+            "--activation, --weight, --per-tensor and --float go with --mode static"
         );
         Ok(types)
     }
@@ -267,6 +298,10 @@ impl Compile {
         words.extend(
             (self.effort != Effort::default()).then(|| format!("--effort {:?}", self.effort).to_lowercase()),
         );
+        if self.steps.is_some() {
+            let names: Vec<String> = self.steps().into_iter().map(Tuning::name).collect();
+            words.push(format!("--steps {}", if names.is_empty() { "none".into() } else { names.join(",") }));
+        }
         words.extend(self.min_sqnr.map(|db| format!("--min-sqnr {db}")));
         words.extend(self.max_drop.map(|points| format!("--max-drop {points}")));
         words.extend(self.samples.map(|n| format!("--samples {n}")));
@@ -275,10 +310,10 @@ impl Compile {
         if !self.only_ops.is_empty() {
             words.push(format!("--only-ops {}", self.only_ops.join(",")));
         }
-        let types = Types { activation: self.activation, weight: self.weight };
-        if types != Types::default() {
-            words.push(format!("--activation {} --weight {}", short(types.activation), short(types.weight)));
-        }
+        let types = self.storage();
+        words.extend(types.per_tensor.then(|| "--per-tensor".into()));
+        words.extend(types.activation.map(|t| format!("--activation {}", short(t))));
+        words.extend(types.weight.map(|t| format!("--weight {}", short(t))));
         words.extend(self.float.map(|f| format!("--float {}", short(f))));
         if let Ok(Some(Blocked { size, algorithm })) = self.blocked() {
             words.push(format!("--bits 4 --block {size} --algorithm {algorithm:?}").to_lowercase());
@@ -290,36 +325,4 @@ impl Compile {
         words.extend(self.stop_after.map(|n| format!("--stop-after {n}")));
         words.join(" ")
     }
-}
-
-/// Integer types and their short names.
-const INTEGERS: [(&str, DType); 6] = [
-    ("u4", DType::U4),
-    ("s4", DType::I4),
-    ("u8", DType::U8),
-    ("s8", DType::I8),
-    ("u16", DType::U16),
-    ("s16", DType::I16),
-];
-
-/// Types of half precision and their short names.
-const HALVES: [(&str, DType); 2] = [("fp16", DType::F16), ("bf16", DType::BF16)];
-
-/// The type with this name among these.
-fn named(name: &str, types: &[(&str, DType)]) -> Result<DType, String> {
-    let found = types.iter().find(|(known, _)| *known == name).map(|&(_, dtype)| dtype);
-    found.ok_or_else(|| format!("there are {}", types.iter().map(|t| t.0).collect::<Vec<_>>().join(", ")))
-}
-
-fn integer(name: &str) -> Result<DType, String> {
-    named(name, &INTEGERS)
-}
-
-fn half_type(name: &str) -> Result<DType, String> {
-    named(name, &HALVES)
-}
-
-/// The short name of a type.
-fn short(dtype: DType) -> &'static str {
-    INTEGERS.iter().chain(&HALVES).find(|t| t.1 == dtype).map_or("", |t| t.0)
 }

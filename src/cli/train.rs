@@ -186,7 +186,7 @@ impl Train {
             calib: Some(self.data.clone()),
             recipe,
             calibrator: Calibrator::Auto,
-            effort: self.effort,
+            steps: self.effort.steps(),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), only_ops: Vec::new() },
             command: self.command(loss),

@@ -1,28 +1,31 @@
 //! The modes: each makes something else of a model whose passes have run.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use super::refine::Refine;
 use super::{Watch, distances};
 use crate::calibrate::read::Samples;
 use crate::calibrate::run::{Calibration, calibrate};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
-use crate::options::{Effort, Mode, Options};
+use crate::options::{Mode, Options, Tuning};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
 use crate::quantize::weight_only::blocked::Algorithm;
 use crate::quantize::weight_only::{self, Storage, gptq};
 use crate::quantize::{
-    Half, Plan, Target, Types, dynamic, half, insert,
+    Half, Plan, Target, dynamic, half, insert,
     placement::{self, Noise},
-    plan,
+    plan, weights,
 };
 use crate::report::Quantized;
 use crate::tune::distance::judged;
+use crate::tune::equalize::equalize;
 use crate::tune::goal::{Exam, Goal};
-use crate::tune::reconstruct::{held_out, reconstruct};
+use crate::tune::reconstruct::Fit;
 use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::smooth::smooth;
 use crate::tune::tradeoff::{Choices, Proposal, Search};
@@ -90,7 +93,9 @@ impl Job<'_> {
         let reference = model.graph.clone();
         let done = weight_only::quantize(&mut model.graph, filter, storage);
         let mut quantized = Quantized::weights(done.map_err(|f| f.at("weight quantization"))?);
-        self.correct_biases((source, &reference), &mut model.graph, &mut quantized)?;
+        if !quantized.is_nothing() {
+            self.correct_biases((source, &reference), &mut model.graph, &mut quantized)?;
+        }
         Ok(quantized)
     }
 
@@ -168,12 +173,13 @@ impl Job<'_> {
     /// Calibrates: what the samples show of every value, and what could become integer.
     pub fn prepare(&self, graph: &mut Graph, samples: &Samples) -> Result<Prepared, Error> {
         let Self { target, options, watch, .. } = *self;
-        let smoothed = if options.effort == Effort::Fast { Vec::new() } else { smooth(graph, samples)? };
+        let smooths = options.steps.contains(&Tuning::Smoothing);
+        let smoothed = if smooths { smooth(graph, samples)? } else { Vec::new() };
         let program = Program::new(graph)?;
         let steps = AtomicUsize::new(0);
         let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
         let mut values = watched(graph);
-        if options.effort != Effort::Fast {
+        if options.steps.contains(&Tuning::TradeOff) {
             values.extend(judged(graph));
         }
         let calibration = calibrate(&program, &values, samples, &progress)?;
@@ -206,32 +212,66 @@ impl Job<'_> {
         let placement = placement::place(graph, target, weight, ready.candidates.clone(), seen, noise);
         let mut plan = Plan::solve(graph, placement, seen, choices, options.calibrator, target)
             .map_err(|f| f.at("solving scales and zero points"))?;
-        options.types.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
+        target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
         Ok(plan)
+    }
+
+    /// Equalizes the channels of neighbouring layers, if that brings the outputs closer.
+    fn equalize(&self, graph: &mut Graph, samples: &Samples) -> Result<Option<Step>, Error> {
+        let started = Instant::now();
+        let mut other = graph.clone();
+        if equalize(&mut other).map_err(|f| f.at("equalization"))? == 0 {
+            return Ok(None);
+        }
+        let judge = Judge::new(graph, samples)?;
+        let noise = |graph: &Graph| -> Result<f64, Error> {
+            let mut graph = graph.clone();
+            let plain = Options { steps: BTreeSet::new(), ..self.options.clone() };
+            let job = Job { samples: self.samples, held_out: None, options: &plain, ..*self };
+            let ready = job.prepare(&mut graph, samples)?;
+            let (seen, choices) = (&ready.calibration.seen, &ready.choices);
+            let plan =
+                job.solve(&graph, &ready, (self.target.noise_weight, &plan::noise(seen, choices), choices))?;
+            insert::insert(&mut graph, &plan);
+            judge.noise(&graph)
+        };
+        let (before, after) = (noise(graph)?, noise(&other)?);
+        let kept = after < before;
+        if kept {
+            *graph = other;
+        }
+        Ok(Some(Step::new("equalization", (before, if kept { after } else { before }), kept, started)))
     }
 
     /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
     pub fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<(Quantized, Graph), Error> {
         let Self { target, options, watch, .. } = *self;
         let exam = self.held_out.as_ref().map(|(goal, held)| Exam::new(graph, held, goal)).transpose()?;
+        let equalizes = options.steps.contains(&Tuning::Equalization) && target.per_tensor;
+        let equalized = if equalizes { self.equalize(graph, samples)? } else { None };
         let ready = self.prepare(graph, samples)?;
         let (seen, choices) = (&ready.calibration.seen, &ready.choices);
-        let mut tuned = Vec::new();
-        let plan = match options.effort {
-            Effort::Fast => {
-                let noise = plan::noise(seen, choices);
-                self.solve(graph, &ready, (target.noise_weight, &noise, choices))?
+        let mut tuned: Vec<Step> = equalized.into_iter().collect();
+        let plan = if options.steps.contains(&Tuning::TradeOff) {
+            // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
+            let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
+            let job = Job { samples: self.samples, held_out: None, target, options, watch };
+            let measured = &job.measure(graph, &ready, samples)?;
+            let judge = Judge::new(graph, samples)?;
+            let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
+            let (own, exam) = (choices, exam.as_ref());
+            let search = Search { graph, judge: &judge, measured, own, target, exam, solve: &solve };
+            let (mut plan, step) = search.run()?;
+            tuned.push(step);
+            if self.target.weight_limit < target.weight_limit {
+                let at = |f: Fault| f.at("storage types");
+                plan.constants = weights::solve(graph, &plan, self.target).map_err(at)?;
+                self.target.storage.apply(graph, &mut plan, self.target).map_err(at)?;
             }
-            Effort::Balanced | Effort::Best => {
-                let measured = &self.measure(graph, &ready, samples)?;
-                let judge = Judge::new(graph, samples)?;
-                let solve = |proposal: Proposal| self.solve(graph, &ready, proposal);
-                let (own, exam) = (choices, exam.as_ref());
-                let search = Search { graph, judge: &judge, measured, own, target, exam, solve: &solve };
-                let (plan, step) = search.run()?;
-                tuned.push(step);
-                plan
-            }
+            plan
+        } else {
+            let noise = plan::noise(seen, choices);
+            self.solve(graph, &ready, (target.noise_weight, &noise, choices))?
         };
         let mut quantized =
             Quantized::plan(graph, &plan, &ready.calibration.seen, ready.calibration.problem.as_ref());
@@ -243,22 +283,19 @@ impl Job<'_> {
         if !taken_back(exam.as_ref(), graph, before)? {
             quantized.store(stored);
         }
-        let rounds = options.effort != Effort::Fast && options.types == Types::default();
-        if rounds && !quantized.nodes.is_empty() {
-            let started = Instant::now();
-            let progress = |done, total| watch("rounding", done, total);
-            let (mut layers, changes) =
-                reconstruct(&reference, graph, samples, target.saturating_pairs, &progress)?;
-            let before = exam.as_ref().map(|_| graph.clone());
-            let judge = Judge::on(&reference, samples, &held_out(samples.len()))?;
-            let (mut step, mut kept) = judge.advance("rounding", graph, &changes, started)?;
-            if taken_back(exam.as_ref(), graph, before)? {
-                (step.kept, kept) = (false, 0);
+        if !quantized.nodes.is_empty() {
+            let (reference, exam) = (&reference, exam.as_ref());
+            let refine = Refine { reference, samples, target, exam, watch };
+            for step in &options.steps {
+                match step {
+                    Tuning::BiasCorrection => refine.layers(Fit::Biases, graph, &mut quantized)?,
+                    Tuning::Rounding => refine.layers(Fit::Weights, graph, &mut quantized)?,
+                    Tuning::BlockTraining => refine.train(graph, &mut quantized)?,
+                    Tuning::Equalization | Tuning::Smoothing | Tuning::TradeOff => {}
+                }
             }
-            layers.truncate(kept);
-            quantized.layers = layers;
-            quantized.steps.push(step);
         }
+        target.storage.store(graph, &plan).map_err(|f| f.at("storage types"))?;
         quantized.mark = exam.map(|exam| exam.mark(graph)).transpose()?;
         Ok((quantized, reference))
     }

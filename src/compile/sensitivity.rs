@@ -50,7 +50,7 @@ pub struct Sensitivity {
 /// Measures what each layer of the model alone does to its outputs in 8 bits.
 pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sensitivity, Error> {
     let target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
-    let options = &Options { effort: Effort::Balanced, ..options.clone() };
+    let options = &Options { steps: Effort::Balanced.steps(), ..options.clone() };
     let mut model = onnx::read_inlined(input)?.model;
     let Some(samples) = open_samples(&model.graph, options, Mode::Static)? else {
         return Err(Fault::new("there are no samples").at("--calib"));

@@ -198,7 +198,7 @@ fn candidate(
         activations: Vec::new(),
         constants: Vec::new(),
         outputs: Vec::new(),
-        float_output: matches!(node.op_type.as_str(), "MatMul" | "Gemm"),
+        float_output: !target.quantized_outputs || matches!(node.op_type.as_str(), "MatMul" | "Gemm"),
         integer_cost: 0.0,
         float_cost: 0.0,
     };

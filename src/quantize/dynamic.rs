@@ -261,7 +261,7 @@ impl Writer<'_> {
         };
         let array = tensor.array()?;
         let array = if product.transposed { array.transposed(&[1, 0])? } else { array };
-        let constant = weight_of(&array, Some(1), 1.0, &[], self.target.saturating_pairs)?;
+        let constant = weight_of(&array, Some(1), 1.0, &[], self.target.form())?;
         let scales = constant.scales.iter().map(|s| s * product.alpha).collect();
         let mut add = |what: &str, array: &Array| {
             self.graph.add_constant(&format!("{name}_{what}"), Tensor::from_array(array))

@@ -22,7 +22,7 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
     let mut writer =
         Writer { graph, params: BTreeMap::new(), weights: BTreeMap::new(), stored: BTreeMap::new() };
     let follows: BTreeSet<ValueId> = plan.rescaled.iter().map(|r| r.output).collect();
-    for (&id, clamp) in &plan.absorbed {
+    for (&id, clamp) in plan.absorbed.iter().filter(|_| !plan.keeps_clamps) {
         writer.absorb(id, *clamp);
     }
     let mut entered: BTreeMap<ValueId, ValueId> = BTreeMap::new();

@@ -59,8 +59,10 @@ pub struct Plan {
     pub activations: BTreeMap<ValueId, Activation>,
     /// Quantized weights and biases by node and input slot.
     pub constants: BTreeMap<(NodeId, usize), Constant>,
-    /// Integer operators and the clamp that their saturation replaces.
+    /// Integer operators and the clamp that their saturation replaces, or that is computed with them.
     pub absorbed: BTreeMap<NodeId, NodeId>,
+    /// The clamps stay in the graph, in front of the QuantizeLinear.
+    pub keeps_clamps: bool,
     /// Products with a number, each after those that it depends on.
     pub rescaled: Vec<Rescaled>,
 }
@@ -94,7 +96,12 @@ impl Plan {
         let groups = Groups::of(graph, &placement, &quantized);
         let mut activations = solve_groups(graph, &placement, &groups, seen, choices, calibrator);
         let rescaled = rescaled(graph, &placement, &mut activations)?;
-        let mut plan = Self { placement, activations, constants: BTreeMap::new(), absorbed, rescaled };
+        if target.fused_add {
+            fuse_adds(graph, &placement, &mut activations);
+        }
+        let keeps_clamps = !target.absorbs_clamps;
+        let constants = BTreeMap::new();
+        let mut plan = Self { placement, activations, constants, absorbed, keeps_clamps, rescaled };
         plan.constants = weights::solve(graph, &plan, target)?;
         Ok(plan)
     }
@@ -118,6 +125,22 @@ fn absorbed(graph: &Graph, placement: &mut Placement) -> BTreeMap<NodeId, NodeId
         }
     }
     absorbed
+}
+
+/// An Add reads the result of one product before it in float, so that both can be computed at once.
+fn fuse_adds(graph: &Graph, placement: &Placement, activations: &mut BTreeMap<ValueId, Activation>) {
+    let product = |value: ValueId| {
+        let producer = graph.producer(value).and_then(|(p, _)| placement.integer.get(&p));
+        producer.is_some_and(|c| matches!(c.rule, Rule::Contraction { .. }))
+            && graph.only_use(value).is_some()
+    };
+    for add in placement.integer.values().filter(|c| graph.node(c.id).is("Add")) {
+        if let ([_, _], Some(&value)) =
+            (add.activations.as_slice(), add.activations.iter().find(|&&v| product(v)))
+        {
+            activations.remove(&value);
+        }
+    }
 }
 
 /// Does an integer node read this value?

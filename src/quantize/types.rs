@@ -1,96 +1,175 @@
-//! Other storage types than the target's own for a static plan: 16-bit activations, unsigned weights.
+//! Storage types of a static plan: what the target takes, what the user asks for, and what that makes of a plan that was
+//! solved for asymmetric `uint8` activations and `int8` weights.
 
 use super::candidate::activation_slots;
 use super::plan::Plan;
 use super::target::Target;
 use super::weights::{self, Constant};
 use crate::error::Fault;
-use crate::ir::{Array, DType, Graph, QuantParams, Rule};
+use crate::ir::affine::limits;
+use crate::ir::small::{I4, Nibble};
+use crate::ir::{Array, DType, Graph, QuantParams, Rule, Tensor};
 
-/// The types of activations and weights in a static plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the user asks for instead of the target's own types.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Types {
-    /// `U8`, `U16` or `I16`.
+    /// Of activations.
+    pub activation: Option<DType>,
+    /// Of weights.
+    pub weight: Option<DType>,
+    /// One scale for a whole weight, not one for each output channel.
+    pub per_tensor: bool,
+}
+
+/// The types of a static plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// Of activations.
     pub activation: DType,
-    /// `I8` or `U8`.
+    /// Of weights.
     pub weight: DType,
 }
 
 /// How much wider than what was seen a 16-bit range is: 2 dB of the 90 or so that it has.
 const HEADROOM: f32 = 1.25;
 
-impl Default for Types {
+impl Default for Storage {
     fn default() -> Self {
         Self { activation: DType::U8, weight: DType::I8 }
     }
 }
 
 impl Types {
+    /// Settles the types of a plan for this target. What it does not have is refused, with what it has.
+    pub fn settle(self, target: &mut Target) -> Result<(), Fault> {
+        let choose = |what: &str, wanted: Option<DType>, known: &[String]| {
+            let first = known.first().ok_or("the target has no types")?;
+            let name = wanted.map_or(first.clone(), |dtype| dtype.to_string());
+            match DTYPES.iter().find(|d| d.to_string() == name && known.contains(&name)) {
+                Some(&dtype) => Ok(dtype),
+                None => {
+                    let message = format!(
+                        "{} has no {what} of type {name}: there are {}",
+                        target.name,
+                        known.join(", ")
+                    );
+                    Err(Fault::new(message).hint("4 bits for any target: --mode weight-only --bits 4"))
+                }
+            }
+        };
+        let activation = choose("activations", self.activation, &target.activations)?;
+        let weight = choose("static weights", self.weight, &target.weights)?;
+        target.storage = Storage { activation, weight };
+        target.rescaling &= target.storage == Storage::default() && !target.symmetric;
+        target.per_tensor |= self.per_tensor;
+        if weight == DType::I4 {
+            target.weight_limit = 7;
+        }
+        Ok(())
+    }
+}
+
+/// Types that a target may have.
+const DTYPES: [DType; 5] = [DType::U8, DType::I8, DType::U16, DType::I16, DType::I4];
+
+impl Storage {
     /// The least opset that has them.
     pub fn opset(self) -> i64 {
-        if self.activation == DType::U8 { 0 } else { 21 }
+        let eight = |dtype| matches!(dtype, DType::U8 | DType::I8);
+        if eight(self.activation) && eight(self.weight) { 0 } else { 21 }
     }
 
-    /// What a runtime does not have is refused, with what it has.
-    pub fn check(self, target: &Target) -> Result<(), Fault> {
-        let refuse = |what: &str, dtype: DType, allowed: &str| {
-            let message = format!("{} has no {what} of type {dtype}: there are {allowed}", target.name);
-            Err(Fault::new(message))
-        };
-        match self {
-            Self { activation, .. } if ![DType::U8, DType::U16, DType::I16].contains(&activation) => {
-                refuse("activations", activation, "u8, u16, s16")
-            }
-            Self { weight, .. } if ![DType::I8, DType::U8].contains(&weight) => {
-                refuse("static weights", weight, "s8, u8; 4 bits: --mode weight-only --bits 4")
-            }
-            _ => Ok(()),
+    /// Parameters for a range of activations. With 65536 steps nothing is gained by clipping: ranges become those that
+    /// were seen, and [`HEADROOM`] more for samples that were not.
+    fn params(self, (low, high): (f32, f32), target: &Target) -> QuantParams {
+        let dtype = self.activation;
+        let (qmin, qmax) = limits(dtype).unwrap_or((0, 255));
+        let levels = target.levels.min(qmax.abs_diff(qmin));
+        if target.symmetric {
+            let signed = if dtype == DType::I16 { 32767.0 } else { 127.0 };
+            let scale = low.abs().max(high.abs()) / signed;
+            let scale = if scale.is_normal() { scale } else { 1.0 };
+            let zero_point = if qmin < 0 { 0 } else { i32::midpoint(qmin, qmax + 1) };
+            return QuantParams { scale, zero_point, dtype };
         }
+        let full = QuantParams::asymmetric(low, high, dtype);
+        if levels == qmax.abs_diff(qmin) {
+            return full;
+        }
+        let scale = full.scale * qmax.abs_diff(qmin) as f32 / levels as f32;
+        let zero_point = (qmin as f32 - low.min(0.0) / scale).round_ties_even() as i32;
+        QuantParams { scale, zero_point: zero_point.clamp(qmin, qmax), dtype }
     }
 
-    /// Gives a plan these types. With 65536 steps nothing is gained by clipping: ranges become those that were seen,
-    /// and [`HEADROOM`] more for samples that were not.
+    /// Gives a plan these types.
     pub fn apply(self, graph: &Graph, plan: &mut Plan, target: &Target) -> Result<(), Fault> {
-        if self.activation != DType::U8 {
-            for activation in plan.activations.values_mut() {
-                let (low, high) = activation.params.range();
-                let fixed = activation.why == "fixed by the kernel";
-                let (low, high) = match (fixed, activation.seen) {
-                    (true, _) => (low, high),
-                    (false, (low, high)) => (low * HEADROOM, high * HEADROOM),
-                };
-                activation.params = QuantParams::asymmetric(low, high, self.activation);
-            }
-            plan.constants = weights::solve(graph, plan, target)?;
+        if self.activation == DType::U8 && !target.symmetric && target.levels == 255 {
+            return Ok(());
         }
+        let wide = matches!(self.activation, DType::U16 | DType::I16);
+        for activation in plan.activations.values_mut() {
+            let fixed = activation.why == "fixed by the kernel";
+            let range = match (fixed, activation.seen) {
+                (false, (low, high)) if wide => (low * HEADROOM, high * HEADROOM),
+                _ => activation.params.range(),
+            };
+            activation.params = self.params(range, target);
+        }
+        plan.constants = weights::solve(graph, plan, target)?;
         for (&(id, slot), constant) in &mut plan.constants {
             let Some(candidate) = plan.placement.integer.get(&id) else { continue };
-            let (weight, bias) = match candidate.rule {
-                Rule::Contraction { weight, bias, .. } => (Some(weight), bias),
-                _ => (None, None),
-            };
-            if Some(slot) == weight {
-                if self.weight == DType::U8 {
-                    *constant = raised(constant)?;
-                }
-            } else if Some(slot) != bias
-                && self.activation != DType::U8
+            let product = matches!(candidate.rule,
+                Rule::Contraction { weight, bias, .. } if slot == weight || Some(slot) == bias);
+            if !product
                 && activation_slots(&candidate.rule, graph.node(id).inputs).contains(&slot)
                 && let Some(tensor) = graph.constant_input(id, slot)
             {
-                *constant = self.operand(&tensor.array()?)?;
+                *constant = self.operand(&tensor.array()?, target)?;
             }
         }
         Ok(())
     }
 
+    /// Gives the weights of a plan that was inserted and tuned in `int8` their type; the numbers stay the same.
+    pub fn store(self, graph: &mut Graph, plan: &Plan) -> Result<(), Fault> {
+        let weights = plan.placement.integer.iter().filter_map(|(&id, c)| match c.rule {
+            Rule::Contraction { weight, .. } => Some((id, weight)),
+            _ => None,
+        });
+        for (id, slot) in weights.filter(|_| self.weight != DType::I8) {
+            let behind = graph.input(id, slot).and_then(|v| graph.producer(v)).map(|(d, _)| d);
+            let Some(dequantize) = behind.filter(|&d| graph.node(d).is("DequantizeLinear")) else { continue };
+            for slot in [0, 2] {
+                let Some(value) = graph.input(dequantize, slot) else { continue };
+                let Some(array) = graph.constant(value).filter(|t| t.dtype() == DType::I8) else { continue };
+                let stored = self.stored(&array.array()?)?;
+                graph.set_constant(value, Tensor::from_array(&stored));
+                if let Some(ty) = &mut graph.value_mut(value).ty {
+                    ty.dtype = self.weight;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `int8` in the type of weights: raised by 128 for `uint8`, narrowed for `int4`.
+    fn stored(self, array: &Array) -> Result<Array, Fault> {
+        let signed = array.slice::<i8>()?.iter();
+        match self.weight {
+            DType::U8 => Array::new(array.shape(), signed.map(|&q| (q as u8) ^ 0x80).collect::<Vec<u8>>()),
+            _ => Array::new(array.shape(), signed.map(|&q| Nibble::truncate(q)).collect::<Vec<I4>>()),
+        }
+    }
+
     /// A constant operand of arithmetic in the type of activations.
-    fn operand(self, array: &Array) -> Result<Constant, Fault> {
+    fn operand(self, array: &Array, target: &Target) -> Result<Constant, Fault> {
         let real = array.slice::<f32>()?;
         let (low, high) = real.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
-        let params = QuantParams::asymmetric(low, high, self.activation);
+        let params = self.params((low, high), target);
         let integers = real.iter().map(|&v| params.quantize(v));
         let elements = match self.activation {
+            DType::U8 => Array::new(array.shape(), integers.map(|q| q as u8).collect::<Vec<_>>())?,
+            DType::I8 => Array::new(array.shape(), integers.map(|q| q as i8).collect::<Vec<_>>())?,
             DType::I16 => Array::new(array.shape(), integers.map(|q| q as i16).collect::<Vec<_>>())?,
             _ => Array::new(array.shape(), integers.map(|q| q as u16).collect::<Vec<_>>())?,
         };
@@ -98,31 +177,43 @@ impl Types {
     }
 }
 
-/// The same numbers as `uint8`: everything raised by 128.
-fn raised(constant: &Constant) -> Result<Constant, Fault> {
-    let signed = constant.elements.slice::<i8>()?;
-    let bytes: Vec<u8> = signed.iter().map(|&q| (q as u8) ^ 0x80).collect();
-    let elements = Array::new(constant.elements.shape(), bytes)?;
-    Ok(Constant { elements, zero_point: constant.zero_point + 128, ..constant.clone() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn raised_weights_stand_for_the_same_numbers() {
+    fn weights_of_another_type_are_the_same_numbers() {
         let elements = Array::vector(vec![-128i8, -1, 0, 127]);
-        let constant = Constant { elements, scales: vec![0.5], zero_point: 0, axis: None };
-        let found = raised(&constant).unwrap();
-        assert_eq!((found.elements, found.zero_point), (Array::vector(vec![0u8, 127, 128, 255]), 128));
+        let raised = Storage { weight: DType::U8, ..Storage::default() }.stored(&elements).unwrap();
+        assert_eq!(raised, Array::vector(vec![0u8, 127, 128, 255]));
+        let elements = Array::vector(vec![-7i8, -1, 0, 7]);
+        let narrow = Storage { weight: DType::I4, ..Storage::default() }.stored(&elements).unwrap();
+        let four = [-7i8, -1, 0, 7].map(I4::truncate).to_vec();
+        assert_eq!(narrow, Array::new(&[4], four).unwrap());
     }
 
     #[test]
     fn what_a_target_lacks_is_refused_with_what_it_has() {
-        let target = Target::named("ort-cpu").unwrap();
-        let four = Types { weight: DType::I4, ..Types::default() };
-        assert!(four.check(&target).unwrap_err().to_string().contains("s8, u8"));
-        assert!(Types { activation: DType::I16, weight: DType::U8 }.check(&target).is_ok());
+        let mut target = Target::named("ort-cpu").unwrap();
+        let four = Types { weight: Some(DType::I4), ..Types::default() };
+        assert!(four.settle(&mut target).unwrap_err().to_string().contains("int8, uint8"));
+        let wide = Types { activation: Some(DType::I16), weight: Some(DType::U8), per_tensor: true };
+        wide.settle(&mut target).unwrap();
+        assert_eq!(target.storage.opset(), 21);
+        assert!(target.per_tensor && !target.rescaling);
+    }
+
+    #[test]
+    fn ranges_by_the_rules_of_the_target() {
+        let mut target = Target::named("ort-cpu").unwrap();
+        let params = |target: &Target, dtype, low, high| {
+            Storage { activation: dtype, ..Storage::default() }.params((low, high), target)
+        };
+        let shown = |p: QuantParams| (p.scale, p.zero_point, p.dtype);
+        assert_eq!(shown(params(&target, DType::I8, 0.0, 255.0)), (1.0, -128, DType::I8));
+        target.levels = 127;
+        assert_eq!(shown(params(&target, DType::U8, -27.0, 100.0)), (1.0, 27, DType::U8));
+        target.symmetric = true;
+        assert_eq!(shown(params(&target, DType::I8, -12.7, 2.0)), (0.1, 0, DType::I8));
     }
 }

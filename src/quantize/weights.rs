@@ -1,6 +1,6 @@
 //! Constants as integers: weights, biases, and constant operands of arithmetic.
 //!
-//! A weight is symmetric `int8` in [-127, 127], per output channel where the operator has one axis for it. A bias is
+//! A weight is symmetric, in [-127, 127] or fewer steps, per output channel where the operator has one axis for it. A bias is
 //! `int32` at scale `x_scale · w_scale`, which is what the kernels accumulate in; where that scale is too fine for the
 //! bias to fit, the weight's scale is raised for the channel.
 
@@ -41,11 +41,28 @@ impl Constant {
     }
 }
 
-/// The axis of a weight that scales run along, given the one that counts output channels: kernels take scales by channel
-/// for matrices, and for weights whose first axis counts channels.
-pub fn scale_axis(weight: &Array, channel_axis: Option<usize>) -> Option<usize> {
-    channel_axis.filter(|_| weight.rank() >= 2).filter(|&a| a == 0 || weight.rank() == 2)
+/// What integers weights become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The largest magnitude.
+    pub limit: i32,
+    /// A scale for each output channel; else one for the whole weight.
+    pub by_channel: bool,
+    /// No pair of products may leave 16 bits.
+    pub pairs: bool,
 }
+
+impl Form {
+    /// The axis of a weight that scales run along, given the one that counts output channels: kernels take scales by
+    /// channel for matrices, and for weights whose first axis counts channels.
+    pub fn axis(self, weight: &Array, channel_axis: Option<usize>) -> Option<usize> {
+        let by_channel = channel_axis.filter(|_| self.by_channel && weight.rank() >= 2);
+        by_channel.filter(|&a| a == 0 || weight.rank() == 2)
+    }
+}
+
+/// All of `int8` but -128.
+const FULL: i32 = 127;
 
 /// The largest share of the int32 range that a bias may take, leaving room for the sum of products.
 const BIAS_LIMIT: f64 = (i32::MAX / 2) as f64;
@@ -64,11 +81,12 @@ pub fn solve(
             let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
             let Some(input) = input else { continue };
             let array = tensor.array()?;
+            let bias = bias.filter(|_| target.integer_bias);
             let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
             let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
-            let axis = scale_axis(&array, channel_axis);
+            let axis = target.form().axis(&array, channel_axis);
             let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
-            let quantized = weight_of(&array, axis, input.params.scale, &offsets, target.saturating_pairs)?;
+            let quantized = weight_of(&array, axis, input.params.scale, &offsets, target.form())?;
             if let Some((slot, _)) = bias {
                 solved.insert((id, slot), bias_of(&offsets, input.params.scale, &quantized.scales));
             }
@@ -85,43 +103,64 @@ pub fn solve(
     Ok(solved)
 }
 
-/// A weight as symmetric `int8`; one scale for each index along `axis`. `bias` is by channel, or empty.
+/// A weight as symmetric `int8`; one scale for each index along `axis`. `bias` is by channel, or empty. With few steps
+/// scales are those that lose least; with 127 they hold the largest weight.
 pub fn weight_of(
     array: &Array,
     axis: Option<usize>,
     input_scale: f32,
     bias: &[f32],
-    saturating_pairs: bool,
+    form: Form,
 ) -> Result<Constant, Fault> {
     let real = array.slice::<f32>()?;
     let channels = axis.map_or(1, |a| array.shape()[a]);
     let inner: usize = axis.map_or(1, |a| array.shape()[a + 1..].iter().product::<usize>()).max(1);
     let channel = |index: usize| if axis.is_some() { index / inner % channels } else { 0 };
-    let mut largest = vec![0f32; channels];
-    for (index, value) in real.iter().enumerate() {
-        let slot = &mut largest[channel(index)];
-        *slot = slot.max(value.abs());
-    }
-    let mut scales: Vec<f32> = largest.iter().map(|&m| scale_for(m)).collect();
+    let mut scales: Vec<f32> = if form.limit < FULL {
+        let mut rows = vec![Vec::new(); channels];
+        real.iter().enumerate().for_each(|(index, &w)| rows[channel(index)].push(w));
+        rows.iter().map(|row| least_error(row, form.limit as f32)).collect()
+    } else {
+        let mut largest = vec![0f32; channels];
+        for (index, value) in real.iter().enumerate() {
+            let slot = &mut largest[channel(index)];
+            *slot = slot.max(value.abs());
+        }
+        largest.iter().map(|&m| scale_for(m)).collect()
+    };
     for (c, &b) in bias.iter().enumerate() {
         let finest = (f64::from(b.abs()) / BIAS_LIMIT / f64::from(input_scale)) as f32;
         let scale = &mut scales[if channels == 1 { 0 } else { c.min(channels - 1) }];
         *scale = scale.max(finest);
     }
     let mut elements = vec![0i8; real.len()];
-    if saturating_pairs && array.rank() >= 2 {
+    if form.pairs && form.limit == FULL && array.rank() >= 2 {
         pairs::quantize(array.shape(), axis, real, &mut scales, &mut elements);
     } else {
         for (i, (q, &w)) in elements.iter_mut().zip(real).enumerate() {
-            *q = nearest(w, scales[channel(i)]);
+            *q = nearest(w, scales[channel(i)], form.limit);
         }
     }
     Ok(Constant { elements: Array::new(array.shape(), elements)?, scales, zero_point: 0, axis })
 }
 
-/// The `int8` value nearest to `w / scale`, symmetric.
-fn nearest(w: f32, scale: f32) -> i8 {
-    (w / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+/// The integer nearest to `w / scale`, symmetric.
+fn nearest(w: f32, scale: f32, limit: i32) -> i8 {
+    (w / scale).round_ties_even().clamp(-limit as f32, limit as f32) as i8
+}
+
+/// Shares of the greatest weight that are tried as the end of a range, in fiftieths.
+const FIFTIETHS: std::ops::RangeInclusive<u16> = 15..=50;
+
+/// The scale at which rounding to `-high..=high` loses least.
+pub fn least_error(weights: &[f32], high: f32) -> f32 {
+    let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
+    let error = |scale: f32| -> f64 {
+        let of = |&w: &f32| f64::from(w - (w / scale).round_ties_even().clamp(-high, high) * scale).powi(2);
+        weights.iter().map(of).sum()
+    };
+    let scales = FIFTIETHS.map(|n| largest * f32::from(n) / 50.0 / high).filter(|s| s.is_normal());
+    scales.map(|s| (error(s), s)).min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1.0, |(_, s)| s)
 }
 
 fn scale_for(largest: f32) -> f32 {

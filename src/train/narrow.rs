@@ -7,9 +7,7 @@ use crate::calibrate::observer::Observers;
 use crate::calibrate::threshold::{Calibrator, Grid};
 use crate::error::Fault;
 use crate::ir::{Array, Graph, NodeId, Tensor, ValueId};
-
-/// Shares of the greatest weight that are tried as the end of a channel's range, in fiftieths.
-const FIFTIETHS: std::ops::RangeInclusive<u16> = 15..=50;
+use crate::quantize::weights::least_error;
 
 /// The float value that a quantized activation stands for in the graph that was quantized.
 fn original(student: &Student, reference: &Graph, quantize: NodeId) -> Option<ValueId> {
@@ -107,15 +105,4 @@ impl Student {
             Kind::Weight { .. } => false,
         }
     }
-}
-
-/// The scale at which rounding to `-high..=high` loses least.
-fn least_error(weights: &[f32], high: f32) -> f32 {
-    let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let error = |scale: f32| -> f64 {
-        let of = |&w: &f32| f64::from(w - (w / scale).round_ties_even().clamp(-high, high) * scale).powi(2);
-        weights.iter().map(of).sum()
-    };
-    let scales = FIFTIETHS.map(|n| largest * f32::from(n) / 50.0 / high).filter(|s| s.is_normal());
-    scales.map(|s| (error(s), s)).min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1.0, |(_, s)| s)
 }

@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use super::checkpoint;
 use super::features::features;
-use super::loss::{self, Loss, is_classifier};
+use super::loss::{self, Loss};
+use super::metric::metric;
 use super::optimizer::{Optimizer, Rates};
 use super::student::Student;
 use super::tape::{Tape, accumulate};
@@ -194,6 +195,17 @@ pub struct Outcome {
 }
 
 impl Session<'_> {
+    /// Does a gradient reach anything?
+    pub fn can_learn(&self) -> Result<bool, Error> {
+        let trainable = self.trainable();
+        let tape = Tape::new(&self.student.graph, &trainable, &loss::taps(&self.student.graph))?;
+        Ok((0..trainable.len()).any(|i| tape.reaches(i)))
+    }
+
+    fn trainable(&self) -> Vec<ValueId> {
+        self.student.parameters.iter().filter(|p| p.trained).map(|p| p.value).collect()
+    }
+
     /// Trains until the last epoch, or until there has been no better one for too long.
     pub fn run(&self, watcher: &Watcher) -> Result<Outcome, Error> {
         let mut taps = loss::taps(&self.student.graph);
@@ -202,10 +214,8 @@ impl Session<'_> {
             _ if self.settings.features <= 0.0 => Vec::new(),
             _ => features(self.teacher, &self.student.graph)?,
         };
-        let outputs = taps.clone();
         taps.extend(&inside);
-        let trainable: Vec<ValueId> =
-            self.student.parameters.iter().filter(|p| p.trained).map(|p| p.value).collect();
+        let trainable = self.trainable();
         let ends: &[ValueId] = match self.settings.reach {
             Reach::EndToEnd => &[],
             Reach::Block if inside.is_empty() => {
@@ -222,7 +232,7 @@ impl Session<'_> {
         }
         // Values inside the network help the outputs along; they are no end of their own.
         let learns = |tape: &Tape| (0..trainable.len()).any(|i| tape.reaches(i));
-        if !learns(&tape) || !learns(&Tape::new(&self.student.graph, &trainable, &outputs)?) {
+        if !learns(&tape) || !self.can_learn()? {
             let fault = Fault::new("no gradient reaches a weight");
             let fault = match tape.stopped().first() {
                 Some(place) => fault.hint(format!("gradients end at {place}")),
@@ -400,34 +410,6 @@ impl Session<'_> {
         let [part, whole] = rows.iter().fold([0.0; 2], |[a, b], (_, [c, d])| [a + c, b + d]);
         Ok((loss / count.max(1) as f64, part / f64::max(whole, 1e-12)))
     }
-}
-
-/// Right answers and all answers of one sample, or noise and signal if it has no scores.
-fn metric(found: &[Option<&Array>], wanted: &[Option<Array>], labels: Option<&[usize]>) -> [f64; 2] {
-    for (found, wanted) in found.iter().zip(wanted) {
-        let (Some(found @ Array::F32(a)), Some(Array::F32(b))) = (found, wanted) else { continue };
-        if !is_classifier(found) || a.shape() != b.shape() {
-            continue;
-        }
-        let classes: usize = a.shape().iter().skip(1).product();
-        let best = |a: &crate::ir::Nd<f32>| -> Vec<usize> {
-            let row =
-                |row: &[f32]| (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-            a.as_slice().unwrap_or_default().chunks_exact(classes.max(1)).map(row).collect()
-        };
-        let (own, theirs) = (best(a), best(b));
-        let truth = labels.unwrap_or(&theirs);
-        let right = own.iter().zip(truth).filter(|(a, b)| a == b).count();
-        return [right as f64, own.len() as f64];
-    }
-    let mut sums = [0.0; 2];
-    for (found, wanted) in found.iter().zip(wanted) {
-        if let (Some(Array::F32(a)), Some(Array::F32(b))) = (found, wanted) {
-            sums[0] += a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
-            sums[1] += b.iter().map(|&b| f64::from(b).powi(2)).sum::<f64>();
-        }
-    }
-    sums
 }
 
 /// The numbers below `count` in an order that the seed decides.

@@ -21,7 +21,7 @@ use crate::error::{Error, Fault};
 use crate::interpret::lockstep::Lockstep;
 use crate::interpret::{Program, node_label};
 use crate::ir::{Array, Graph, NodeId, ValueId};
-use crate::quantize::weights::pairs;
+use crate::quantize::weights::{Form, pairs};
 
 /// At most this many samples are run side by side.
 const RUNS: usize = 100;
@@ -38,6 +38,15 @@ const RIDGE: f32 = 1.0;
 const HELD_OUT: usize = 5;
 /// Rounds of descent: saturated outputs choose their targets anew in each.
 const ROUNDS: usize = 3;
+
+/// What is fitted anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// Biases: the mean of each output channel becomes what it was (Nagel et al. 2019, section 4.2, empirical).
+    Biases,
+    /// Weights and biases.
+    Weights,
+}
 
 /// What became of one layer.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -57,12 +66,12 @@ struct Target {
 }
 
 /// Rounds the weights of `quantized` anew: what became of each layer, and its new constants. `reference` is the graph that
-/// it was made from, with the same node ids; `saturating_pairs` as in [`crate::quantize::Target`].
+/// it was made from, with the same node ids; its weights have this form.
 pub fn reconstruct(
     reference: &Graph,
     quantized: &Graph,
     samples: &Samples,
-    saturating_pairs: bool,
+    (form, fit): (Form, Fit),
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<(Vec<Gain>, Vec<Change>), Error> {
     let inputs = runs(samples.len()).map(|i| samples.load(i)).collect::<Result<Vec<_>, _>>()?;
@@ -79,7 +88,7 @@ pub fn reconstruct(
             progress(gains.len() + 1, layers.len());
             let Some(targets) = targets.get(&layer.node) else { continue };
             lockstep.advance_to(layer.input)?;
-            let solver = Solver { graph: quantized, layer, lockstep: &lockstep, targets, saturating_pairs };
+            let solver = Solver { graph: quantized, layer, lockstep: &lockstep, targets, form, fit };
             let (gain, constants) =
                 solver.solve().map_err(|e| e.within(node_label(quantized, layer.node)))?;
             gains.push(gain);
@@ -179,7 +188,8 @@ struct Solver<'a> {
     layer: &'a Layer,
     lockstep: &'a Lockstep<'a>,
     targets: &'a [Option<Target>],
-    saturating_pairs: bool,
+    form: Form,
+    fit: Fit,
 }
 
 /// A constant of the graph, what its dequantized value is in the runs, and its new integers.
@@ -224,7 +234,12 @@ impl Solver<'_> {
         let with_bias = !matches!(layer.bias, Bias::Fixed);
         let (depth, per_group) = (layer.depth, layer.channels / layer.groups);
         let partners = self.partners();
-        let grid = |&scale: &f32| Grid { scale, limit: 127, partners: &partners, pair_limit: pairs::LIMIT };
+        let grid = |&scale: &f32| Grid {
+            scale,
+            limit: self.form.limit,
+            partners: &partners,
+            pair_limit: pairs::LIMIT,
+        };
         let grids: Vec<Grid> = scales.iter().map(grid).collect();
         let taken = |run: usize| takes_part(run, self.targets.len());
         let inputs = self.inputs()?;
@@ -249,7 +264,7 @@ impl Solver<'_> {
                     Moments { width: fit.width, inputs: inputs.clone(), cross: fit.cross(&targets) };
                 moments.anchor(&first.weights(grids), depth, ridge);
                 let before = next.clone();
-                moments.descend(&mut next.integers, &mut next.bias, grids);
+                moments.descend(&mut next.integers, &mut next.bias, grids, self.fit == Fit::Weights);
                 if before == next {
                     break;
                 }
@@ -296,7 +311,10 @@ impl Solver<'_> {
     }
 
     fn partners(&self) -> Vec<Vec<u32>> {
-        let tensor = self.graph.constant(self.layer.weight.integers).filter(|_| self.saturating_pairs);
+        let tensor = self
+            .graph
+            .constant(self.layer.weight.integers)
+            .filter(|_| self.form.pairs && self.form.limit > 63);
         tensor.map_or(Vec::new(), |t| pairs::partners(t.shape(), Some(self.layer.channel_axis())))
     }
 

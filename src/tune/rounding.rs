@@ -53,8 +53,8 @@ impl Moments {
         (sum / depth.max(1) as f64) as f32
     }
 
-    /// The integers of each output channel, from those given, and the biases that go with them.
-    pub fn descend(&self, integers: &mut [i32], bias: &mut [f32], grids: &[Grid]) {
+    /// The integers of each output channel, from those given, and the biases that go with them; or the biases alone.
+    pub fn descend(&self, integers: &mut [i32], bias: &mut [f32], grids: &[Grid], weights_too: bool) {
         let depth = integers.len() / grids.len().max(1);
         let with_bias = self.width > depth;
         let channels = integers.par_chunks_mut(depth.max(1)).zip(bias.par_iter_mut()).zip(grids).enumerate();
@@ -73,7 +73,7 @@ impl Moments {
             };
             for _ in 0..SWEEPS {
                 let mut changed = false;
-                for k in 0..depth {
+                for k in 0..if weights_too { depth } else { 0 } {
                     let curvature = row(k)[k];
                     if curvature <= 0.0 {
                         continue;
@@ -154,7 +154,7 @@ mod tests {
         let grid = Grid { scale: 0.25, limit: 7, partners: &[], pair_limit: 0 };
         let nearest: Vec<i32> = weights.iter().map(|w| (w / 0.25f32).round() as i32).collect();
         let (mut q, mut bias) = (nearest.clone(), [-0.2f32]);
-        moments.descend(&mut q, &mut bias, &[grid]);
+        moments.descend(&mut q, &mut bias, &[grid], true);
         let error = |q: &[i32], bias: f32| {
             let mut w: Vec<f32> = q.iter().map(|&q| q as f32 * 0.25).collect();
             w.push(bias);
@@ -177,7 +177,7 @@ mod tests {
         let partners: Vec<Vec<u32>> = vec![vec![1], vec![0], vec![3], vec![2]];
         let grid = Grid { scale: 0.01, limit: 127, partners: &partners, pair_limit: 128 };
         let (mut q, mut bias) = (vec![64, 64, -64, -64], [0.0f32]);
-        moments.descend(&mut q, &mut bias, &[grid]);
+        moments.descend(&mut q, &mut bias, &[grid], true);
         assert!((q[0] + q[1]).abs() <= 128 && (q[2] + q[3]).abs() <= 128, "{q:?}");
     }
 }

@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = Options {
         mode: Mode::Static,
         calib: Some(samples.clone()),
-        effort: Effort::Fast,
+        steps: Effort::Fast.steps(),
         ..Options::default()
     };
     qonnx::compile(&source, &int8, &options, &|_, _, _| {})?;

@@ -82,7 +82,7 @@ fn quantized(array: &Array, target: &Target) -> Result<(Array, Array), Fault> {
     let (mut elements, mut scales) = (Vec::new(), Vec::new());
     for part in turned.slice::<f32>()?.chunks((inputs * gates).max(1)) {
         let part = Array::new(&[inputs, gates], part.to_vec())?;
-        let constant = weight_of(&part, Some(1), 1.0, &[], target.saturating_pairs)?;
+        let constant = weight_of(&part, Some(1), 1.0, &[], target.form())?;
         elements.extend_from_slice(constant.elements.slice::<i8>()?);
         scales.extend(constant.scales);
     }

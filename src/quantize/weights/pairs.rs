@@ -156,7 +156,8 @@ impl Neighbours {
 
     /// The integers of a channel and their scale.
     fn solve(&self, real: &[f32], scale: f32, fixed: bool) -> (Vec<i8>, f32) {
-        let round = |scale: f32| -> Vec<i8> { real.iter().map(|&w| nearest(w, scale)).collect() };
+        let round =
+            |scale: f32| -> Vec<i8> { real.iter().map(|&w| nearest(w, scale, super::FULL)).collect() };
         let first = round(scale);
         if self.harmless() || !self.offends(&first) {
             return (first, scale);

@@ -208,7 +208,7 @@ fn shared_int8(context: &Context, params: &Params, quantize: Option<NodeId>) -> 
     let Some(quantize) = quantize.filter(|_| params.dtype == DType::I8) else { return false };
     let readers = qdq::dequantized(graph, quantize).into_iter();
     let readers: usize = readers.map(|v| graph.uses(v).len() + usize::from(graph.is_output(v))).sum();
-    context.target.activation == "uint8" && readers > 1
+    context.target.storage.activation == DType::U8 && readers > 1
 }
 
 fn outputs(context: &Context, id: NodeId, rule: &Rule, input: &Params) -> Option<String> {

@@ -16,7 +16,7 @@ pub fn check(context: &Context, id: NodeId, findings: &mut Vec<Finding>) {
     if !qdq::is_quantize(graph.node(id)) {
         return;
     }
-    if params.dtype == DType::I8 && context.target.activation == "uint8" {
+    if params.dtype == DType::I8 && context.target.storage.activation == DType::U8 {
         let message = "activations are int8: x86 kernels take uint8, and the runtime converts only values with one reader";
         find(Level::Warning, "int8-activation", message.into());
     }

@@ -26,7 +26,7 @@ pub fn check(context: &Context, id: NodeId, kernel: &Kernel, findings: &mut Vec<
     let Some((dequantize, params)) = dequantized(weight) else { return };
     let stored = graph.input(dequantize, 0).and_then(|v| qdq::constant(graph, v));
     let Some(stored) = stored else { return };
-    if params.dtype == DType::U8 && context.target.weight == "int8" {
+    if params.dtype == DType::U8 && context.target.storage.weight == DType::I8 {
         find(Level::Warning, "uint8-weight", "its weight is uint8: the fast x86 kernels take int8".into());
     }
     axis(&params, &stored, channel_axis, &mut find);
