@@ -1,5 +1,6 @@
 //! The command line: arguments to library calls, one file a subcommand.
 
+mod calibrate;
 mod compare;
 mod compile;
 mod console;
@@ -8,11 +9,13 @@ mod dtypes;
 mod explain;
 mod guard;
 mod help;
+mod init;
 mod inspect;
 mod ops;
 mod progress;
 mod run;
 mod sensitivity;
+mod settings;
 mod shell;
 mod train;
 
@@ -22,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::calibrate::config::{Config, Recipe};
+use crate::calibrate::config::Config;
 use crate::error::Error;
 
 /// Version and facts of the build.
@@ -66,6 +69,10 @@ enum Command {
     Compile(Box<compile::Compile>),
     /// Quantize a model and train it.
     Train(Box<train::Train>),
+    /// Write what the values of a model hold, for compile.
+    Calibrate(Box<calibrate::Calibrate>),
+    /// Make one calibration table of several.
+    Merge(calibrate::Merge),
     /// Run a model on one set of inputs.
     Run(run::Run),
     /// Compare two models on the same samples.
@@ -78,6 +85,8 @@ enum Command {
     Diff(diff::Diff),
     /// Tell why a quantized model is not faster, smaller or more exact.
     Explain(explain::Explain),
+    /// Write a file of settings for a model.
+    Init(init::Init),
     /// List the operators that qonnx knows.
     Ops(ops::Ops),
     /// Print completions for a shell.
@@ -90,7 +99,11 @@ enum Command {
 /// is not implemented.
 pub fn run() -> ExitCode {
     let command = help::grouped(Arguments::command());
-    let parsed = command.clone().try_get_matches().and_then(|m| Arguments::from_arg_matches(&m));
+    let words = match settings::with_file(&command, std::env::args_os().collect()) {
+        Ok(words) => words,
+        Err(error) => return ExitCode::from(console::error(&error.into())),
+    };
+    let parsed = command.clone().try_get_matches_from(words).and_then(|m| Arguments::from_arg_matches(&m));
     let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -108,12 +121,15 @@ fn dispatch(chosen: Command, command: clap::Command) -> ExitCode {
     let result = match chosen {
         Command::Compile(compile) => compile.run(),
         Command::Train(train) => train.run(),
+        Command::Calibrate(calibrate) => calibrate.run(),
+        Command::Merge(merge) => merge.run(),
         Command::Run(run) => run.run(),
         Command::Compare(compare) => compare.run(),
         Command::Sensitivity(sense) => sense.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Diff(diff) => diff.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Init(init) => init.run(&command),
         Command::Ops(ops) => ops.run(),
         Command::Completions(completions) => completions.run(command),
         Command::Man(man) => man.run(command),
@@ -138,9 +154,9 @@ fn points(text: &str) -> Result<f64, String> {
     number.ok().filter(|p| p.is_finite()).ok_or_else(|| "not a number of points, such as 0.5 or 0.5%".into())
 }
 
-/// The preprocessing of pictures that a file of settings describes, if there is one.
-fn recipe(config: Option<&Path>) -> Result<Option<Recipe>, Error> {
-    Ok(config.map(Config::read).transpose()?.and_then(|config| config.preprocess))
+/// The file of settings, if there is one.
+fn config(path: Option<&Path>) -> Result<Config, Error> {
+    Ok(path.map(Config::read).transpose()?.unwrap_or_default())
 }
 
 /// Writes to standard output. Nobody need read to the end: a closed pipe is no error.

@@ -3,6 +3,7 @@
 mod job;
 mod refine;
 mod sensitivity;
+pub mod table;
 mod training;
 
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use self::job::Job;
+use self::table::Known;
 use crate::calibrate::read::{self, Samples};
 use crate::compare::Pair;
 use crate::compare::accuracy::read_labels;
@@ -42,6 +44,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     let started = Instant::now();
     let mode = match (options.mode, &options.calib) {
         (Mode::Auto, Some(_)) => Mode::Static,
+        (Mode::Auto, None) if options.table.is_some() => Mode::Static,
         (Mode::Auto, None) => Mode::WeightOnly,
         (mode, _) => mode,
     };
@@ -50,6 +53,10 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     check_bound(options, mode)?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);
+    let known = options.table.as_deref().map(Known::read).transpose()?;
+    if let (Some(known), Some(path)) = (&known, &options.table) {
+        known.check(source.digest.get()).map_err(|f| f.at(path.display()))?;
+    }
     let mut samples = match mode {
         Mode::None => None,
         _ => open_samples(&source.model.graph, options, mode)?,
@@ -77,7 +84,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         report.passes(log);
         let held_out =
             options.bound.zip(samples.as_mut()).map(|(b, s)| hold_out(b, s, options)).transpose()?;
-        let job = Job { samples: samples.as_ref(), held_out, target: &target, options, watch };
+        let known = known.as_ref();
+        let job = Job { samples: samples.as_ref(), known, held_out, target: &target, options, watch };
         let quantized = job.run(&original, &mut model, mode)?;
         if quantized.is_nothing() && !lowered {
             return as_it_was(input, output, report, "nothing is left to quantize");
@@ -175,10 +183,11 @@ fn opset(model: &Model, mode: Mode, options: &Options, target: &Target) -> i64 {
 /// The samples, if there are any; modes that cannot do without them say so.
 fn open_samples(graph: &Graph, options: &Options, mode: Mode) -> Result<Option<Samples>, Error> {
     let Some(path) = &options.calib else {
-        if mode != Mode::Static {
+        if mode != Mode::Static || options.table.is_some() {
             return Ok(None);
         }
-        let fault = Fault::new("static quantization needs samples").hint("give a directory with --calib");
+        let fault = Fault::new("static quantization needs samples")
+            .hint("give a directory with --calib, or a --table");
         return Err(fault.at("--mode static"));
     };
     let inputs = read::open_inputs(graph).map_err(|f| f.at("--calib"))?;

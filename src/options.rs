@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 
-use crate::calibrate::config::Recipe;
+use crate::calibrate::config::{NodePin, Recipe, ValuePin};
 use crate::calibrate::threshold::Calibrator;
 use crate::ir::DType;
 use crate::onnx::Payloads;
@@ -73,6 +73,26 @@ pub enum Bound {
     Drop(f64),
 }
 
+/// Decisions that are not left to the plan.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pins {
+    /// Nodes that stay float, or become integer where that is possible.
+    pub nodes: Vec<NodePin>,
+    /// Ranges of values.
+    pub values: Vec<ValuePin>,
+}
+
+impl Pins {
+    /// The filter with what is decided for nodes.
+    pub fn filter(&self, mut filter: Filter) -> Filter {
+        for pin in &self.nodes {
+            let list = if pin.float { &mut filter.exclude } else { &mut filter.force };
+            list.push(pin.name.clone());
+        }
+        filter
+    }
+}
+
 /// A mode's name that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no mode; there are {names}", names = Mode::NAMES.map(|(name, _)| name).join(", "))]
@@ -94,6 +114,8 @@ pub struct Options {
     pub mode: Mode,
     /// Directory or file with samples.
     pub calib: Option<PathBuf>,
+    /// A calibration table, a calibration cache or encodings: what values hold is known without running the model.
+    pub table: Option<PathBuf>,
     /// How pictures become samples.
     pub recipe: Option<Recipe>,
     /// How activation ranges are chosen.
@@ -110,6 +132,8 @@ pub struct Options {
     pub target: String,
     /// Nodes and operators to leave out.
     pub filter: Filter,
+    /// What is decided for single nodes and values.
+    pub pins: Pins,
     /// Storage types of a static plan.
     pub types: Types,
     /// What static quantization leaves is half precision of this type.
@@ -176,6 +200,7 @@ impl Default for Options {
         Self {
             mode: Mode::Auto,
             calib: None,
+            table: None,
             recipe: None,
             calibrator: Calibrator::Auto,
             steps: Effort::Balanced.steps(),
@@ -184,6 +209,7 @@ impl Default for Options {
             samples: None,
             target: "ort-cpu".into(),
             filter: Filter::default(),
+            pins: Pins::default(),
             types: Types::default(),
             float: None,
             blocked: None,

@@ -226,7 +226,7 @@ impl Report {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             mode: if mode == Mode::Auto { Mode::WeightOnly.name() } else { mode.name() },
-            target: options.target.clone(),
+            target: provenance::target(options),
             command: options.command.clone(),
             model: input.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             model_digest: source.digest.clone(),

@@ -1,6 +1,19 @@
-//! `qonnx.toml`: what a command line is too short for. So far the recipe that turns pictures into samples.
+//! `qonnx.toml`: what a command line is too short for: the recipe that turns pictures into samples, options of commands,
+//! and what is decided for single nodes and values.
 //!
 //! ```toml
+//! [compile]                          # any option of `qonnx compile`; train, sensitivity and the others likewise
+//! target = "ort-cpu-vnni"
+//! effort = "best"
+//!
+//! [[node]]                           # patterns with * and ?, for the names of nodes
+//! name = "/head/*"
+//! float = true                       # stays float; false: becomes integer whatever that costs
+//!
+//! [[value]]                          # for the names of values
+//! name = "/backbone/*_relu"
+//! range = [0.0, 6.0]                 # instead of a calibrated one
+//!
 //! [preprocess]
 //! resize = 256                       # the shorter side; or [width, height]
 //! crop = [224, 224]                  # from the centre
@@ -24,6 +37,40 @@ pub const MAX_SIDE: u32 = 1 << 14;
 pub struct Config {
     /// How pictures become samples.
     pub preprocess: Option<Recipe>,
+    /// What is decided for nodes.
+    pub node: Vec<NodePin>,
+    /// What is decided for values.
+    pub value: Vec<ValuePin>,
+    /// Options of `qonnx compile`.
+    pub compile: toml::Table,
+    /// Options of `qonnx train`.
+    pub train: toml::Table,
+    /// Options of `qonnx sensitivity`.
+    pub sensitivity: toml::Table,
+    /// Options of `qonnx calibrate`.
+    pub calibrate: toml::Table,
+    /// Options of `qonnx compare`.
+    pub compare: toml::Table,
+}
+
+/// What is decided for the nodes whose names fit a pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodePin {
+    /// A name, or a pattern with * and ?.
+    pub name: String,
+    /// Do they stay float? If not, they become integer where that is possible, whatever it costs.
+    pub float: bool,
+}
+
+/// What is decided for the values whose names fit a pattern.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValuePin {
+    /// A name, or a pattern with * and ?.
+    pub name: String,
+    /// The least and the greatest number that they hold.
+    pub range: [f32; 2],
 }
 
 /// From pixels (0 to 255) to a tensor: resize, crop, order the channels, then `(pixel · scale − mean) / std`.
@@ -112,7 +159,25 @@ impl Config {
         if let Some(recipe) = &config.preprocess {
             recipe.check()?;
         }
+        for pin in &config.value {
+            let [low, high] = pin.range;
+            if !(low.is_finite() && high.is_finite() && low <= 0.0 && high >= 0.0 && low < high) {
+                fail!("[[value]] `{}`: a range has finite ends, with 0 between them", pin.name);
+            }
+        }
         Ok(config)
+    }
+
+    /// The options of a command.
+    pub fn command(&self, name: &str) -> Option<&toml::Table> {
+        Some(match name {
+            "compile" => &self.compile,
+            "train" => &self.train,
+            "sensitivity" => &self.sensitivity,
+            "calibrate" => &self.calibrate,
+            "compare" => &self.compare,
+            _ => return None,
+        })
     }
 
     /// Reads a configuration file.

@@ -20,6 +20,10 @@
 //! Zeros, which every quantizer represents exactly, are counted apart. So are NaN, infinities and magnitudes from
 //! [`HUGE`] up: the latter two are how exporters write attention masks, and are no part of a distribution.
 
+mod stored;
+
+pub use stored::Stored;
+
 const FRACTION_BITS: u32 = 9;
 const OCTAVE: usize = 1 << FRACTION_BITS;
 const OCTAVES: usize = 7;

@@ -60,6 +60,11 @@ impl<K: Ord + Copy> Observers<K> {
         }
     }
 
+    /// Sets what was seen of `key`, and watches it from then on.
+    pub fn put(&mut self, key: K, observer: Observer) {
+        self.0.insert(key, observer);
+    }
+
     /// What was seen of `key`; `None` if it is not watched.
     pub fn get(&self, key: K) -> Option<&Observer> {
         self.0.get(&key)

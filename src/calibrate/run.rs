@@ -26,6 +26,18 @@ pub fn calibrate(
     samples: &Samples,
     progress: Progress,
 ) -> Result<Calibration, Error> {
+    let indices: Vec<usize> = (0..samples.len()).collect();
+    calibrate_on(program, watched, samples, &indices, progress)
+}
+
+/// The same on the samples with these indices.
+pub fn calibrate_on(
+    program: &Program,
+    watched: &[ValueId],
+    samples: &Samples,
+    indices: &[usize],
+    progress: Progress,
+) -> Result<Calibration, Error> {
     let empty = || (Observers::watching(watched.iter().copied()), None);
     let merge = |(mut a, p): (Observers<ValueId>, Option<(usize, Error)>),
                  (b, q): (_, Option<(usize, Error)>)| {
@@ -34,8 +46,7 @@ pub fn calibrate(
         (a, first)
     };
     // One table of observers for each thread's share, not for each sample: tables are large.
-    let share = samples.len().div_ceil(rayon::current_num_threads().max(1)).max(1);
-    let indices: Vec<usize> = (0..samples.len()).collect();
+    let share = indices.len().div_ceil(rayon::current_num_threads().max(1)).max(1);
     let (seen, problem) = indices
         .par_chunks(share)
         .map(|chunk| {
@@ -57,13 +68,7 @@ pub fn calibrate(
         .collect::<Result<Vec<_>, Error>>()?
         .into_iter()
         .fold(empty(), merge);
-    for (_, observer) in seen.iter() {
-        if observer.histogram.nan() > 0 && problem.is_none() {
-            // NaN comes from the model itself: samples are checked when they are read.
-            break;
-        }
-    }
-    if samples.is_empty() {
+    if indices.is_empty() {
         return Err(Fault::new("there are no samples").at("calibration"));
     }
     Ok(Calibration { seen, problem: problem.map(|(_, error)| error) })

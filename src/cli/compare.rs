@@ -124,7 +124,7 @@ impl Compare {
     }
 
     fn open(&self, graph: &crate::ir::Graph) -> anyhow::Result<Samples> {
-        let recipe = super::recipe(self.config.as_deref())?;
+        let recipe = super::config(self.config.as_deref())?.preprocess;
         let inputs = read::open_inputs(graph).map_err(|f| f.at(self.data.display()))?;
         let mut samples = read::open(&self.data, &inputs, recipe.as_ref())?;
         if let Some(limit) = self.samples {

@@ -16,7 +16,7 @@ use crate::calibrate::threshold::Calibrator;
 use crate::compile::compile;
 use crate::error::one_line;
 use crate::ir::DType;
-use crate::options::{Bound, Effort, Mode, Options, Tuning};
+use crate::options::{Bound, Effort, Mode, Options, Pins, Tuning};
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::{Algorithm, Blocked};
 use crate::quantize::{Half, Types};
@@ -37,6 +37,10 @@ pub struct Compile {
     /// Calibration samples: a directory of npz, npy, pb or pictures.
     #[arg(long, value_name = "DIR", help_heading = "Calibration")]
     calib: Option<PathBuf>,
+    /// What values hold, instead of running the model: a table of `qonnx calibrate`, a calibration cache of TensorRT, or
+    /// encodings of AIMET. With --calib as well, the samples serve the tuning.
+    #[arg(long, value_name = "FILE", help_heading = "Calibration")]
+    table: Option<PathBuf>,
     /// auto (static with --calib, else weight-only), none, weight-only, static, dynamic, fp16 or
     /// bf16.
     #[arg(long, default_value = "auto", value_parser = Mode::from_str, help_heading = "What to do")]
@@ -65,7 +69,8 @@ pub struct Compile {
     /// Use the first N samples; 100 are enough.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Calibration")]
     samples: Option<u32>,
-    /// Runtime and processor to compile for: ort-cpu, ort-cpu-vnni.
+    /// Runtime and processor to compile for: ort-cpu, ort-cpu-vnni, ort-arm, openvino, tensorrt, qnn-htp, integer-only, a
+    /// backend of PyTorch (fbgemm, x86, qnnpack), or a table of your own, FILE.toml.
     #[arg(long, default_value = "ort-cpu", help_heading = "What to do")]
     target: String,
     /// Nodes to keep in float: a name, or a pattern with * and ?. May be repeated.
@@ -106,7 +111,8 @@ pub struct Compile {
     /// Threads; as many as there are processors by default. The result does not depend on them.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Running")]
     threads: Option<u16>,
-    /// Settings too long for a command line: the preprocessing of pictures.
+    /// Settings too long for a command line (qonnx.toml): preprocessing of pictures, options, decisions for single nodes
+    /// and values. `qonnx init` writes one.
     #[arg(long, value_name = "FILE", help_heading = "Calibration")]
     config: Option<PathBuf>,
     /// Write what was done as JSON.
@@ -214,10 +220,13 @@ impl Compile {
     }
 
     fn options(&self) -> anyhow::Result<Options> {
-        let recipe = super::recipe(self.config.as_deref())?;
+        let config = super::config(self.config.as_deref())?;
+        let recipe = config.preprocess;
+        let pins = Pins { nodes: config.node, values: config.value };
         Ok(Options {
             mode: self.mode,
             calib: self.calib.clone(),
+            table: self.table.clone(),
             recipe,
             calibrator: self.calibrator,
             steps: self.steps(),
@@ -225,7 +234,12 @@ impl Compile {
             labels: self.labels.clone(),
             samples: self.samples.map(|n| n as usize),
             target: self.target.clone(),
-            filter: Filter { exclude: self.exclude.clone(), only_ops: self.only_ops.clone() },
+            filter: pins.filter(Filter {
+                exclude: self.exclude.clone(),
+                only_ops: self.only_ops.clone(),
+                ..Filter::default()
+            }),
+            pins,
             types: self.types()?,
             float: self.float,
             blocked: self.blocked()?,
@@ -251,7 +265,7 @@ impl Compile {
 
     /// Is the mode this one, spelt or implied?
     fn is_mode(&self, wanted: Mode) -> bool {
-        match (self.mode, &self.calib) {
+        match (self.mode, self.calib.as_ref().or(self.table.as_ref())) {
             (Mode::Auto, Some(_)) => wanted == Mode::Static,
             (Mode::Auto, None) => wanted == Mode::WeightOnly,
             (mode, _) => wanted == mode,

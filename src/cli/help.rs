@@ -4,7 +4,7 @@ use clap::Command;
 
 /// What commands are for, and which; those that are not named here come last.
 const GROUPS: &[(&str, &[&str])] = &[
-    ("Make", &["compile", "train"]),
+    ("Make", &["compile", "train", "calibrate", "merge", "init"]),
     ("Check", &["compare", "run", "explain"]),
     ("Look", &["inspect", "diff", "sensitivity", "ops"]),
     ("Shell", &["completions", "man"]),

@@ -55,7 +55,7 @@ impl Sense {
     /// Measures and prints.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         super::guard::start_threads(self.threads)?;
-        let recipe = super::recipe(self.config.as_deref())?;
+        let recipe = super::config(self.config.as_deref())?.preprocess;
         let options = Options {
             calib: Some(self.calib.clone()),
             recipe,

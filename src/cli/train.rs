@@ -157,7 +157,7 @@ impl Train {
     }
 
     fn options(&self) -> anyhow::Result<(Options, TrainOptions)> {
-        let recipe = super::recipe(self.config.as_deref())?;
+        let recipe = super::config(self.config.as_deref())?.preprocess;
         let loss = self.loss.unwrap_or(if self.labels.is_some() { Loss::Both } else { Loss::Distill });
         if matches!(loss, Loss::CrossEntropy | Loss::Both) && self.labels.is_none() {
             anyhow::bail!("--loss cross-entropy and both need --labels");
@@ -188,7 +188,7 @@ impl Train {
             calibrator: Calibrator::Auto,
             steps: self.effort.steps(),
             target: self.target.clone(),
-            filter: Filter { exclude: self.exclude.clone(), only_ops: Vec::new() },
+            filter: Filter { exclude: self.exclude.clone(), ..Filter::default() },
             command: self.command(loss),
             ..Options::default()
         };

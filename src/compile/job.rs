@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::refine::Refine;
+use super::table::{self, Known, interesting};
 use super::{Watch, distances};
 use crate::calibrate::read::Samples;
 use crate::calibrate::run::{Calibration, calibrate};
+use crate::calibrate::threshold::{Calibrator, Range};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Graph, Model};
@@ -22,7 +24,6 @@ use crate::quantize::{
     plan, weights,
 };
 use crate::report::Quantized;
-use crate::tune::distance::judged;
 use crate::tune::equalize::equalize;
 use crate::tune::goal::{Exam, Goal};
 use crate::tune::reconstruct::Fit;
@@ -35,6 +36,8 @@ use crate::tune::{Judge, Step, bias, moments};
 pub struct Job<'a> {
     /// The samples, if there are any.
     pub samples: Option<&'a Samples>,
+    /// What is known of values without them.
+    pub known: Option<&'a Known>,
     /// The bound that the result must keep, and samples held out of calibration to tell.
     pub held_out: Option<(Goal, Samples)>,
     /// What the result is for.
@@ -62,9 +65,9 @@ impl Job<'_> {
     pub fn run(&self, source: &Graph, model: &mut Model, mode: Mode) -> Result<Quantized, Error> {
         let half = self.options.half(mode);
         match (mode, self.samples, half) {
-            (Mode::Static, Some(samples), None) => Ok(self.integers(&mut model.graph, samples)?.0),
-            (Mode::Static, Some(samples), Some(half)) => {
-                let (mut quantized, _) = self.integers(&mut model.graph, samples)?;
+            (Mode::Static, _, None) => Ok(self.integers(&mut model.graph)?.0),
+            (Mode::Static, _, Some(half)) => {
+                let (mut quantized, _) = self.integers(&mut model.graph)?;
                 passes::infer(&mut model.graph);
                 let rest = self.halve(model, &half)?;
                 if quantized.nodes.is_empty() {
@@ -170,20 +173,43 @@ impl Job<'_> {
         Ok(Quantized::half(done))
     }
 
+    /// The steps of tuning that can be taken: without samples none, and none that changes the graph if it is known what
+    /// its values hold. Of ranges of other tools it is not known what clipping would cost.
+    fn steps(&self) -> BTreeSet<Tuning> {
+        let possible = |step: &Tuning| match (self.known, step) {
+            (Some(_), Tuning::Equalization | Tuning::Smoothing) => false,
+            (Some(Known::Ranges(_)), Tuning::TradeOff) => false,
+            _ => self.samples.is_some(),
+        };
+        self.options.steps.iter().copied().filter(possible).collect()
+    }
+
+    fn calibrator(&self) -> Calibrator {
+        table::calibrator(self.known, self.options.calibrator)
+    }
+
     /// Calibrates: what the samples show of every value, and what could become integer.
-    pub fn prepare(&self, graph: &mut Graph, samples: &Samples) -> Result<Prepared, Error> {
+    pub fn prepare(&self, graph: &mut Graph) -> Result<Prepared, Error> {
         let Self { target, options, watch, .. } = *self;
-        let smooths = options.steps.contains(&Tuning::Smoothing);
-        let smoothed = if smooths { smooth(graph, samples)? } else { Vec::new() };
-        let program = Program::new(graph)?;
-        let steps = AtomicUsize::new(0);
-        let progress = || watch("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
-        let mut values = watched(graph);
-        if options.steps.contains(&Tuning::TradeOff) {
-            values.extend(judged(graph));
-        }
-        let calibration = calibrate(&program, &values, samples, &progress)?;
-        let choices = plan::choices(&calibration.seen, options.calibrator);
+        let steps = self.steps();
+        let smoothed = match self.samples.filter(|_| steps.contains(&Tuning::Smoothing)) {
+            Some(samples) => smooth(graph, samples)?,
+            None => Vec::new(),
+        };
+        let values = if steps.contains(&Tuning::TradeOff) { interesting(graph) } else { watched(graph) };
+        let calibration = match (self.known, self.samples) {
+            (Some(known), _) => {
+                let seen = known.observers(graph, &values).map_err(|f| f.at("--table"))?;
+                Calibration { seen, problem: None }
+            }
+            (None, Some(samples)) => {
+                let done = AtomicUsize::new(0);
+                let progress = || watch("calibrating", 1 + done.fetch_add(1, Relaxed), samples.len());
+                calibrate(&Program::new(graph)?, &values, samples, &progress)?
+            }
+            (None, None) => return Err(Fault::new("there are no samples").at("--mode static")),
+        };
+        let choices = plan::choices(&calibration.seen, self.calibrator());
         let candidates = Candidates::of(graph, target, &options.filter, &calibration.seen);
         Ok(Prepared { smoothed, calibration, choices, candidates })
     }
@@ -194,7 +220,7 @@ impl Job<'_> {
             graph,
             candidates: &ready.candidates.integer,
             seen: &ready.calibration.seen,
-            calibrator: self.options.calibrator,
+            calibrator: self.calibrator(),
             target: self.target,
         };
         subject.measure(&ready.choices, samples, &|done, total| (self.watch)("measuring", done, total))
@@ -207,13 +233,29 @@ impl Job<'_> {
         ready: &Prepared,
         (weight, noise, choices): (f64, &Noise, &Choices),
     ) -> Result<Plan, Error> {
-        let Self { target, options, .. } = *self;
+        let target = self.target;
         let seen = &ready.calibration.seen;
+        let choices = &self.pinned(graph, choices);
         let placement = placement::place(graph, target, weight, ready.candidates.clone(), seen, noise);
-        let mut plan = Plan::solve(graph, placement, seen, choices, options.calibrator, target)
+        let mut plan = Plan::solve(graph, placement, seen, choices, self.calibrator(), target)
             .map_err(|f| f.at("solving scales and zero points"))?;
         target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
         Ok(plan)
+    }
+
+    /// The ranges, with those that the user has decided in place of calibrated ones.
+    fn pinned(&self, graph: &Graph, choices: &Choices) -> Choices {
+        let mut choices = choices.clone();
+        for (value, choice) in &mut choices {
+            let name = graph.name(*value);
+            let pins = self.options.pins.values.iter();
+            if let Some(pin) = pins.rev().find(|p| wildmatch::WildMatch::new(&p.name).matches(name)) {
+                let [lo, hi] = pin.range;
+                choice.range = Range { lo, hi };
+                choice.method = Calibrator::MinMax;
+            }
+        }
+        choices
     }
 
     /// Equalizes the channels of neighbouring layers, if that brings the outputs closer.
@@ -227,8 +269,8 @@ impl Job<'_> {
         let noise = |graph: &Graph| -> Result<f64, Error> {
             let mut graph = graph.clone();
             let plain = Options { steps: BTreeSet::new(), ..self.options.clone() };
-            let job = Job { samples: self.samples, held_out: None, options: &plain, ..*self };
-            let ready = job.prepare(&mut graph, samples)?;
+            let job = Job { samples: Some(samples), held_out: None, options: &plain, ..*self };
+            let ready = job.prepare(&mut graph)?;
             let (seen, choices) = (&ready.calibration.seen, &ready.choices);
             let plan =
                 job.solve(&graph, &ready, (self.target.noise_weight, &plan::noise(seen, choices), choices))?;
@@ -244,18 +286,22 @@ impl Job<'_> {
     }
 
     /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
-    pub fn integers(&self, graph: &mut Graph, samples: &Samples) -> Result<(Quantized, Graph), Error> {
+    pub fn integers(&self, graph: &mut Graph) -> Result<(Quantized, Graph), Error> {
         let Self { target, options, watch, .. } = *self;
         let exam = self.held_out.as_ref().map(|(goal, held)| Exam::new(graph, held, goal)).transpose()?;
-        let equalizes = options.steps.contains(&Tuning::Equalization) && target.per_tensor;
-        let equalized = if equalizes { self.equalize(graph, samples)? } else { None };
-        let ready = self.prepare(graph, samples)?;
+        let steps = self.steps();
+        let equalizes = steps.contains(&Tuning::Equalization) && target.per_tensor;
+        let equalized = match self.samples.filter(|_| equalizes) {
+            Some(samples) => self.equalize(graph, samples)?,
+            None => None,
+        };
+        let ready = self.prepare(graph)?;
         let (seen, choices) = (&ready.calibration.seen, &ready.choices);
         let mut tuned: Vec<Step> = equalized.into_iter().collect();
-        let plan = if options.steps.contains(&Tuning::TradeOff) {
+        let plan = if let Some(samples) = self.samples.filter(|_| steps.contains(&Tuning::TradeOff)) {
             // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
             let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
-            let job = Job { samples: self.samples, held_out: None, target, options, watch };
+            let job = Job { held_out: None, target, ..*self };
             let measured = &job.measure(graph, &ready, samples)?;
             let judge = Judge::new(graph, samples)?;
             let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
@@ -283,10 +329,10 @@ impl Job<'_> {
         if !taken_back(exam.as_ref(), graph, before)? {
             quantized.store(stored);
         }
-        if !quantized.nodes.is_empty() {
+        if let Some(samples) = self.samples.filter(|_| !quantized.nodes.is_empty()) {
             let (reference, exam) = (&reference, exam.as_ref());
             let refine = Refine { reference, samples, target, exam, watch };
-            for step in &options.steps {
+            for step in &steps {
                 match step {
                     Tuning::BiasCorrection => refine.layers(Fit::Biases, graph, &mut quantized)?,
                     Tuning::Rounding => refine.layers(Fit::Weights, graph, &mut quantized)?,

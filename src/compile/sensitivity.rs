@@ -59,8 +59,8 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
     passes::run(&mut model, options.stop_after)?;
     passes::check(&model, "the passes")?;
     let graph = &mut model.graph;
-    let job = Job { samples: Some(&samples), held_out: None, target: &target, options, watch };
-    let ready = job.prepare(graph, &samples)?;
+    let job = Job { samples: Some(&samples), known: None, held_out: None, target: &target, options, watch };
+    let ready = job.prepare(graph)?;
     let measured = job.measure(graph, &ready, &samples)?;
     let judge = Judge::new(graph, &samples)?;
     let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);

@@ -28,6 +28,8 @@ pub struct Candidate {
     pub integer_cost: f64,
     /// Estimated nanoseconds in the float kernel.
     pub float_cost: f64,
+    /// Becomes integer whatever it costs.
+    pub forced: bool,
 }
 
 /// What the user left out.
@@ -35,11 +37,18 @@ pub struct Candidate {
 pub struct Filter {
     /// Names or patterns (`*`, `?`) of nodes that stay float.
     pub exclude: Vec<String>,
+    /// Names or patterns of nodes that become integer where that is possible, whatever it costs.
+    pub force: Vec<String>,
     /// If not empty, the only operators to quantize.
     pub only_ops: Vec<String>,
 }
 
 impl Filter {
+    fn forces(&self, graph: &Graph, id: NodeId) -> bool {
+        let label = crate::interpret::node_label(graph, id);
+        self.force.iter().any(|p| wildmatch::WildMatch::new(p).matches(&label))
+    }
+
     /// Why the user's choice keeps this node float, if it does.
     pub fn refuses(&self, graph: &Graph, id: NodeId) -> Option<String> {
         let node = graph.node(id);
@@ -201,6 +210,7 @@ fn candidate(
         float_output: !target.quantized_outputs || matches!(node.op_type.as_str(), "MatMul" | "Gemm"),
         integer_cost: 0.0,
         float_cost: 0.0,
+        forced: filter.forces(graph, id),
     };
     for slot in slots {
         let Some(value) = graph.input(id, slot) else { return Err(format!("input {slot} is missing")) };

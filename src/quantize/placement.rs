@@ -133,6 +133,9 @@ fn origin(graph: &Graph, mut value: ValueId, candidates: &BTreeMap<NodeId, Candi
     value
 }
 
+/// What it costs to leave a node in float that was to become integer, in float times of the model.
+const FORCED: f64 = 1e6;
+
 /// The set of integer nodes of least total cost, and the time it takes as a share of the float time.
 fn cheapest(
     graph: &Graph,
@@ -155,6 +158,9 @@ fn cheapest(
         network.edge(INTEGER, vertex[id], c.float_cost * 1.0001);
         let share = shares.get(id).copied().unwrap_or(0.0);
         network.penalty(INTEGER, vertex[id], whole * target.size_weight * share);
+        if c.forced {
+            network.penalty(INTEGER, vertex[id], whole * FORCED);
+        }
         network.edge(vertex[id], FLOAT, c.integer_cost);
         network.penalty(
             vertex[id],

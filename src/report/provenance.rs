@@ -39,7 +39,8 @@ impl Provenance {
             hash.update(part.as_bytes());
         };
         let recipe = format!("{:?}", options.recipe);
-        [env!("CARGO_PKG_VERSION"), mode, &options.target, &options.command, &recipe]
+        let (target, pins) = (target(options), format!("{:?}", options.pins));
+        [env!("CARGO_PKG_VERSION"), mode, &target, &options.command, &recipe, &pins]
             .into_iter()
             .for_each(&mut add);
         let external = source.external();
@@ -49,6 +50,15 @@ impl Provenance {
         if let Some(samples) = samples {
             add(&samples.digest()?);
             files.extend(samples.files().map(Path::to_owned));
+        }
+        if let Some(table) = &options.table {
+            add(&std::fs::read_to_string(table).unwrap_or_default());
+            files.push(table.clone());
+        }
+        if options.target.ends_with(".toml") {
+            let table = PathBuf::from(&options.target);
+            add(&std::fs::read_to_string(&table).unwrap_or_default());
+            files.push(table);
         }
         if let Some(labels) = &options.labels {
             add(&format!("{:?}", read_labels(labels)?));
@@ -78,6 +88,12 @@ impl Provenance {
     }
 }
 
+/// The target's name; of a file, without its directory.
+pub fn target(options: &Options) -> String {
+    let file = Path::new(&options.target).file_name().unwrap_or_default();
+    file.to_string_lossy().into_owned()
+}
+
 /// Did qonnx make the model in this mode, for this target, with these options?
 pub fn is_own(model: &Model, mode: &str, options: &Options) -> bool {
     let entries = &model.rest.metadata_props;
@@ -85,7 +101,7 @@ pub fn is_own(model: &Model, mode: &str, options: &Options) -> bool {
         entries.iter().any(|e| e.key.as_deref() == Some(key) && e.value.as_deref() == Some(value))
     };
     says("qonnx.mode", mode)
-        && says("qonnx.target", &options.target)
+        && says("qonnx.target", &target(options))
         && says("qonnx.options", &options.command)
 }
 
