@@ -98,7 +98,8 @@ enum Command {
 /// Runs the command line. 0: done; 1: the model, the data or a gate failed; 2: the arguments are wrong; 3: an operator
 /// is not implemented.
 pub fn run() -> ExitCode {
-    let command = help::grouped(Arguments::command());
+    // Of an option that is given twice the last counts: what is typed stands behind what a file says.
+    let command = help::grouped(Arguments::command()).mut_subcommands(|c| c.args_override_self(true));
     let words = match settings::with_file(&command, std::env::args_os().collect()) {
         Ok(words) => words,
         Err(error) => return ExitCode::from(console::error(&error.into())),

@@ -8,7 +8,9 @@ mod diff;
 mod explain;
 mod inspect;
 mod run;
+mod settings;
 mod shell;
+mod tables;
 mod train;
 
 use std::path::{Path, PathBuf};
