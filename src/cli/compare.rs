@@ -17,6 +17,7 @@ use crate::compare::closeness::{self, Closeness};
 use crate::compare::layers::{self, Layer, Layers};
 use crate::compare::{Outputs, Pair};
 use crate::error::{Error, Fault, one_line};
+use crate::report::page::{self, Cell, card, list, strip, table};
 use crate::{onnx, passes};
 
 /// Values further apart than this are said to drift, in dB.
@@ -63,6 +64,9 @@ pub struct Compare {
     /// Write the comparison as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the comparison as an HTML page.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// Everything that was found.
@@ -115,6 +119,10 @@ impl Compare {
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&found).context("writing JSON")?;
             onnx::write_atomically(path, text.as_bytes())?;
+        }
+        if let Some(path) = &self.report {
+            let title = format!("{} · {}", self.a.display(), self.b.display());
+            onnx::write_atomically(path, found.html(&title).as_bytes())?;
         }
         super::print(&found.text());
         match found.failed.as_slice() {
@@ -240,5 +248,59 @@ impl Comparison {
             }
         }
         lines.join("\n") + "\n"
+    }
+}
+
+impl Comparison {
+    /// The same as a page.
+    fn html(&self, title: &str) -> String {
+        let mut page =
+            page::start(title, &format!("the second beside the first on {} samples", self.samples));
+        let exact = |db: Option<f64>| Cell::Quality(db.unwrap_or(200.0));
+        if let Some(db) = self.outputs.iter().filter_map(|o| o.sqnr_db).min_by(f64::total_cmp) {
+            card(&mut page, "worst output", &page::decibel(db), "signal to noise");
+        }
+        if let Some(a) = &self.accuracy {
+            let interval = format!("95 % interval {:.2} to {:.2}", a.interval.0, a.interval.1);
+            card(&mut page, "top-1 falls by", &format!("{:.2} points", a.drop), &interval);
+        }
+        list(&mut page, "Failed", self.failed.iter().map(|f| page::escaped(f)));
+        let row = |o: &Closeness| {
+            let cosine = o.cosine.map_or_else(|| page::text("–"), |c| Cell::Number(c, format!("{c:.6}")));
+            let same = Cell::Number(o.argmax_agreement, format!("{:.1} %", 100.0 * o.argmax_agreement));
+            vec![page::text(&o.output), exact(o.sqnr_db), cosine, page::number(o.max_error), same]
+        };
+        let rows: Vec<_> = self.outputs.iter().map(row).collect();
+        let head = ["output", "SQNR", "cosine", "greatest error", "same largest"];
+        table(&mut page, "Outputs", "Over all samples.", &head, &rows);
+        if let Some(layers) = &self.layers {
+            let blocks: Vec<_> = layers
+                .iter()
+                .map(|l| (format!("{} {}", l.operator, l.value), l.cumulative_db.unwrap_or(200.0)))
+                .collect();
+            let about =
+                "Every value that both models have, in the order of the model, red where they are far apart.";
+            strip(&mut page, "Map", about, &blocks);
+            let row = |l: &Layer| {
+                let quantized = page::text(if l.quantized { "yes" } else { "" });
+                vec![
+                    page::text(&l.value),
+                    page::text(&l.operator),
+                    exact(l.local_db),
+                    exact(l.cumulative_db),
+                    quantized,
+                ]
+            };
+            let rows: Vec<_> = layers.iter().map(row).collect();
+            let about = "Local: what the layer adds by itself. Cumulative: everything up to there.";
+            table(
+                &mut page,
+                "Layers",
+                about,
+                &["value", "operator", "local", "cumulative", "quantized"],
+                &rows,
+            );
+        }
+        page::end(page)
     }
 }

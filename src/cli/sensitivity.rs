@@ -9,11 +9,12 @@ use clap::Args;
 
 use super::progress::Progress;
 use crate::calibrate::threshold::Calibrator;
-use crate::compile::{Sensitivity, sensitivity};
+use crate::compile::{Layer, Sensitivity, sensitivity};
 use crate::error::one_line;
 use crate::onnx;
 use crate::options::Options;
 use crate::quantize::candidate::Filter;
+use crate::report::page::{self, Cell, card, curve, strip, table};
 
 /// Tell which layers the outputs feel most when they alone are quantized, and what sparing them would cost.
 #[derive(Args)]
@@ -49,6 +50,9 @@ pub struct Sense {
     /// Write everything as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write everything as an HTML page.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 impl Sense {
@@ -73,6 +77,9 @@ impl Sense {
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&found).context("writing JSON")?;
             onnx::write_atomically(path, text.as_bytes())?;
+        }
+        if let Some(path) = &self.report {
+            onnx::write_atomically(path, html(&found).as_bytes())?;
         }
         super::print(&text(&found, if self.top == 0 { usize::MAX } else { self.top }));
         Ok(ExitCode::SUCCESS)
@@ -101,4 +108,42 @@ fn text(found: &Sensitivity, top: usize) -> String {
         let _ = writeln!(text, "{sqnr:>9} {integer:>9} {:>10.2}{mark}", choice.time);
     }
     text
+}
+
+/// The same as a page.
+fn html(found: &Sensitivity) -> String {
+    let title = format!("{} · sensitivity", found.model);
+    let mut page = page::start(&title, "SQNR of the outputs with one layer alone in 8 bits");
+    let worst = |layer: &Layer| {
+        let both = [layer.output_db, layer.weight_db].into_iter().flatten();
+        both.fold(200.0, f64::min)
+    };
+    card(&mut page, "layers", &found.layers.len().to_string(), "that could become integer");
+    if let Some(layer) = found.layers.first() {
+        card(&mut page, "most sensitive", &page::decibel(worst(layer)), &page::escaped(&layer.node));
+    }
+    card(&mut page, "samples", &found.samples.to_string(), "in calibration");
+    let points = found.choices.iter().filter_map(|c| {
+        let db = c.sqnr_db?;
+        Some((c.time, db, format!("{} integer, {db:.1} dB, {:.2} of the float time", c.integer, c.time)))
+    });
+    let mut points: Vec<_> = points.collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    curve(&mut page, "What there is to choose from", ["estimated time / fp32", "SQNR, dB"], &points);
+    let blocks: Vec<_> = found.layers.iter().map(|l| (format!("{} {}", l.op, l.node), worst(l))).collect();
+    strip(
+        &mut page,
+        "Layers",
+        "The most sensitive first; red where quantizing it alone loses most.",
+        &blocks,
+    );
+    let quality = |db: Option<f64>| db.map_or_else(|| page::text("–"), Cell::Quality);
+    let row = |l: &Layer| {
+        let saves = Cell::Number(l.saves, format!("{:.2} %", 100.0 * l.saves));
+        vec![page::text(&l.node), page::text(&l.op), quality(l.output_db), quality(l.weight_db), saves]
+    };
+    let rows: Vec<_> = found.layers.iter().map(row).collect();
+    let about = "Its outputs alone, and its weight alone, in 8 bits; the time that integers would save.";
+    table(&mut page, "Each alone", about, &["layer", "operator", "outputs", "weight", "saves"], &rows);
+    page::end(page)
 }

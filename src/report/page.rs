@@ -1,44 +1,37 @@
-//! The report as one HTML page: no network, no fonts of its own, light and dark, narrow and wide, on paper.
+//! HTML pages: no network, no fonts of their own, light and dark, narrow and wide, on paper.
 //!
 //! Tables sort by a click on a heading and can be filtered; without JavaScript they are plain tables in the order of the
 //! model.
 
+mod compiled;
+
 use std::fmt::Write;
 
-use super::{Activation, Report};
+pub use compiled::html;
 
 /// The page's looks.
 const STYLE: &str = include_str!("page.css");
 /// Sorting and filtering.
 const SCRIPT: &str = include_str!("page.js");
 
-/// Writes the page.
-pub fn html(report: &Report) -> String {
-    let mut page = String::new();
-    let title = format!("{} · {}", escaped(&report.model), report.mode);
-    let _ = write!(
-        page,
+/// Starts a page.
+pub fn start(title: &str, about: &str) -> String {
+    let (title, about) = (escaped(title), escaped(about));
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
-         <style>\n{STYLE}</style>\n<header><h1>{title}</h1><p>for {}, by qonnx {}</p></header>\n<main>\n",
-        escaped(&report.target),
-        report.version
-    );
-    cards(&mut page, report);
-    list(&mut page, "Warnings", report.warnings.iter().map(|w| escaped(w)));
-    outputs(&mut page, report);
-    training(&mut page, report);
-    steps(&mut page, report);
-    activations(&mut page, &report.quantized.activations);
-    layers(&mut page, report);
-    nodes(&mut page, report);
-    passes(&mut page, report);
-    origin(&mut page, report);
+         <style>\n{STYLE}</style>\n<header><h1>{title}</h1><p>{about}</p></header>\n<main>\n"
+    )
+}
+
+/// Ends a page.
+pub fn end(mut page: String) -> String {
     let _ = write!(page, "</main>\n<script>\n{SCRIPT}</script>\n</html>\n");
     page
 }
 
-fn escaped(text: &str) -> String {
+/// Text that is no markup.
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -53,40 +46,14 @@ fn escaped(text: &str) -> String {
     out
 }
 
-fn cards(page: &mut String, report: &Report) {
-    let mb = |bytes: usize| format!("{:.2} MB", bytes as f64 / 1e6);
-    let quantized = &report.quantized;
-    let ratio = report.size_after as f64 / report.size_before.max(1) as f64;
-    let mut card = |name: &str, value: String, more: String| {
-        let _ = writeln!(
-            page,
-            "<div class=\"card\"><span>{name}</span><b>{value}</b><small>{more}</small></div>"
-        );
-    };
-    card(
-        "size",
-        format!("{:.0} %", 100.0 * ratio),
-        format!("{} → {}", mb(report.size_before), mb(report.size_after)),
-    );
-    let already =
-        quantized.float.iter().filter(|(_, why)| why == crate::quantize::candidate::ALREADY).count();
-    let float = quantized.float.len() - already;
-    let done = quantized.nodes.len() + quantized.stored.len();
-    card("operators quantized", format!("{done}"), format!("{float} stay float, {already} came quantized"));
-    if let Some(worst) = report.outputs.iter().filter_map(|o| o.sqnr_db).min_by(f64::total_cmp) {
-        card("worst output", format!("{worst:.1} dB"), "signal to noise on the samples".into());
-    }
-    if let Some(output) = report.outputs.iter().find(|o| o.rows > 0) {
-        let share = format!("{:.1} %", 100.0 * output.argmax_agreement);
-        card("same largest element", share, format!("{} of {} rows", output.agreeing, output.rows));
-    }
-    if let Some(mark) = &quantized.mark {
-        card("bound", if mark.met { "kept".into() } else { "missed".into() }, escaped(&mark.summary()));
-    }
-    card("time", format!("{:.1} s", report.seconds), format!("{} samples", report.samples));
+/// A fact that stands out.
+pub fn card(page: &mut String, name: &str, value: &str, more: &str) {
+    let _ =
+        writeln!(page, "<div class=\"card\"><span>{name}</span><b>{value}</b><small>{more}</small></div>");
 }
 
-fn list(page: &mut String, title: &str, items: impl ExactSizeIterator<Item = String>) {
+/// A list whose items are HTML.
+pub fn list(page: &mut String, title: &str, items: impl ExactSizeIterator<Item = String>) {
     if items.len() == 0 {
         return;
     }
@@ -96,7 +63,7 @@ fn list(page: &mut String, title: &str, items: impl ExactSizeIterator<Item = Str
 }
 
 /// A table whose cells are HTML; numbers carry the value that they are sorted by.
-fn table(page: &mut String, title: &str, about: &str, head: &[&str], rows: &[Vec<Cell>]) {
+pub fn table(page: &mut String, title: &str, about: &str, head: &[&str], rows: &[Vec<Cell>]) {
     if rows.is_empty() {
         return;
     }
@@ -130,18 +97,23 @@ fn table(page: &mut String, title: &str, about: &str, head: &[&str], rows: &[Vec
     page.push_str("</tbody></table></div></section>\n");
 }
 
-enum Cell {
+/// A cell of a table.
+pub enum Cell {
+    /// HTML.
     Text(String),
+    /// A number to sort by, and HTML.
     Number(f64, String),
     /// Signal to noise in dB, with a colour.
     Quality(f64),
 }
 
-fn text(value: &str) -> Cell {
+/// A cell with this text.
+pub fn text(value: &str) -> Cell {
     Cell::Text(escaped(value))
 }
 
-fn number(value: f64) -> Cell {
+/// A cell with this number.
+pub fn number(value: f64) -> Cell {
     let shown = match value.abs() {
         a if value == 0.0 || (1e-3..1e5).contains(&a) => format!("{value:.4}"),
         _ => format!("{value:.3e}"),
@@ -149,158 +121,66 @@ fn number(value: f64) -> Cell {
     Cell::Number(value, shown)
 }
 
-fn decibel(db: f64) -> String {
+/// Decibels for people.
+pub fn decibel(db: f64) -> String {
     if db >= 199.0 { "exact".into() } else { format!("{db:.1} dB") }
 }
 
-fn outputs(page: &mut String, report: &Report) {
-    let row = |o: &crate::compare::closeness::Closeness| {
-        vec![
-            text(&o.output),
-            Cell::Quality(o.sqnr_db.unwrap_or(200.0)),
-            o.cosine.map_or_else(|| text("–"), |c| Cell::Number(c, format!("{c:.6}"))),
-            number(o.max_error),
-            Cell::Number(o.argmax_agreement, format!("{:.1} %", 100.0 * o.argmax_agreement)),
-        ]
-    };
-    let rows: Vec<_> = report.outputs.iter().map(row).collect();
-    let head = ["output", "SQNR", "cosine", "greatest error", "same largest"];
-    table(page, "Outputs", "The written model beside the one that was read, on the samples.", &head, &rows);
+/// What lies in the model one after the other, a block each with its colour: where the noise is.
+pub fn strip(page: &mut String, title: &str, about: &str, blocks: &[(String, f64)]) {
+    if blocks.is_empty() {
+        return;
+    }
+    let _ = writeln!(page, "<section><h2>{title}</h2><p>{about}</p><div class=\"strip\">");
+    for (label, db) in blocks {
+        let quality = (db / 60.0).clamp(0.0, 1.0);
+        let _ = writeln!(
+            page,
+            "<i style=\"--q:{quality:.2}\" title=\"{}: {}\"></i>",
+            escaped(label),
+            decibel(*db)
+        );
+    }
+    page.push_str("</div></section>\n");
 }
 
-/// The losses over the epochs as a picture and as a table.
-fn training(page: &mut String, report: &Report) {
-    let Some(training) = &report.training else { return };
-    let (width, height) = (640.0, 200.0);
-    let losses = training.epochs.iter().flat_map(|e| [e.loss, e.held_out]).filter(|l| l.is_finite());
-    let (low, high) = losses.fold((f64::INFINITY, 0.0), |(a, b): (f64, f64), l| (a.min(l), b.max(l)));
-    let x = |i: usize| 8.0 + (width - 16.0) * i as f64 / (training.epochs.len() - 1).max(1) as f64;
-    let y = |loss: f64| height - 8.0 - (height - 16.0) * (loss - low) / (high - low).max(1e-12);
-    let line = |of: &dyn Fn(&crate::train::Epoch) -> f64| {
-        let point = |(i, e): (usize, &crate::train::Epoch)| format!("{:.1},{:.1}", x(i), y(of(e)));
-        training.epochs.iter().enumerate().map(point).collect::<Vec<_>>().join(" ")
+/// Points in the plane, joined in their order; each with a text for whoever points at it.
+pub fn curve(page: &mut String, title: &str, axes: [&str; 2], points: &[(f64, f64, String)]) {
+    let (width, height, margin) = (640.0, 240.0, 30.0);
+    let ends = |of: fn(&(f64, f64, String)) -> f64| {
+        let all = points.iter().map(of);
+        all.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
     };
+    let ((left, right), (low, high)) = (ends(|p| p.0), ends(|p| p.1));
+    if points.len() < 2 {
+        return;
+    }
+    let x = |v: f64| margin + (width - 2.0 * margin) * (v - left) / (right - left).max(1e-12);
+    let y = |v: f64| height - margin - (height - 2.0 * margin) * (v - low) / (high - low).max(1e-12);
+    let line: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
+    let _ = write!(
+        page,
+        "<section><h2>{title}</h2><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}\">\
+         <polyline class=\"a\" points=\"{}\"/>",
+        line.join(" ")
+    );
+    for (px, py, label) in points {
+        let _ = write!(
+            page,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\"><title>{}</title></circle>",
+            x(*px),
+            y(*py),
+            escaped(label)
+        );
+    }
     let _ = writeln!(
         page,
-        "<section><h2>Training</h2><p>{}</p><svg viewBox=\"0 0 {width} {height}\" role=\"img\" \
-         aria-label=\"loss by epoch\"><polyline class=\"a\" points=\"{}\"/><polyline class=\"b\" points=\"{}\"/>\
-         <circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\"/></svg><p><span class=\"a\">loss on what is learned from</span>, \
-         <span class=\"b\">on held-out samples by the integer model</span>; the dot is the epoch that was written.</p></section>",
-        escaped(training.summary().trim()),
-        line(&|e| e.loss),
-        line(&|e| e.held_out),
-        x(training.written),
-        y(training.epochs.get(training.written).map_or(0.0, |e| e.held_out)),
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text><text x=\"4\" y=\"16\">{}</text></svg></section>",
+        width - 4.0,
+        height - 6.0,
+        axes[0],
+        axes[1]
     );
-    let row = |(i, e): (usize, &crate::train::Epoch)| {
-        vec![Cell::Number(i as f64, i.to_string()), number(e.loss), number(e.held_out), number(e.metric)]
-    };
-    let rows: Vec<_> = training.epochs.iter().enumerate().map(row).collect();
-    table(
-        page,
-        "Epochs",
-        "0 is the starting point.",
-        &["epoch", "loss", "held-out loss", "held-out metric"],
-        &rows,
-    );
-}
-
-fn steps(page: &mut String, report: &Report) {
-    let row = |s: &crate::tune::Step| {
-        vec![
-            text(s.name),
-            Cell::Quality(s.before_db),
-            Cell::Quality(s.after_db),
-            text(if s.kept { "kept" } else { "taken back" }),
-            Cell::Number(s.seconds, format!("{:.1} s", s.seconds)),
-        ]
-    };
-    let rows: Vec<_> = report.quantized.steps.iter().map(row).collect();
-    let about = "Each step is judged on samples and taken back if the outputs are not closer.";
-    table(page, "Tuning", about, &["step", "before", "after", "", "time"], &rows);
-}
-
-fn activations(page: &mut String, all: &[Activation]) {
-    let row = |a: &Activation| {
-        let group = if a.group == a.value {
-            String::new()
-        } else {
-            format!("<br><small>as {}</small>", escaped(&a.group))
-        };
-        vec![
-            Cell::Text(format!("{}{group}", escaped(&a.value))),
-            Cell::Quality(a.sqnr_db),
-            Cell::Text(picture(a)),
-            number(a.seen.0.into()),
-            number(a.seen.1.into()),
-            number(a.scale.into()),
-            Cell::Number(a.zero_point.into(), a.zero_point.to_string()),
-            Cell::Number(a.clipped, format!("{:.3} %", 100.0 * a.clipped)),
-            text(&a.method),
-        ]
-    };
-    let rows: Vec<_> = all.iter().map(row).collect();
-    let about = "Every quantized value: the noise of quantizing it alone, what was seen of it with the range that was chosen \
-                 (bright), its scale, and the share of elements beyond the range.";
-    let head = ["value", "SQNR", "distribution", "least", "greatest", "scale", "zero", "clipped", "range"];
-    table(page, "Activations", about, &head, &rows);
-}
-
-/// A histogram on a logarithmic scale, bright within the range that was chosen.
-fn picture(a: &Activation) -> String {
-    let most = a.histogram.iter().max().copied().unwrap_or(0);
-    if most == 0 {
-        return String::new();
-    }
-    let (count, span) = (a.histogram.len() as f64, f64::from(a.seen.1) - f64::from(a.seen.0));
-    let (mut within, mut beyond) = (String::new(), String::new());
-    for (i, &n) in a.histogram.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let height = (2.0 + 26.0 * libm::log1p(n as f64) / libm::log1p(most as f64)).min(28.0);
-        let middle = f64::from(a.seen.0) + span * (i as f64 + 0.5) / count;
-        let bars = if middle < a.range.0 || middle > a.range.1 { &mut beyond } else { &mut within };
-        let _ = write!(bars, "M{} 28v-{height:.0}", 3 * i + 1);
-    }
-    let width = 3 * a.histogram.len();
-    format!(
-        "<svg class=\"h\" viewBox=\"0 0 {width} 28\"><path d=\"{within}\"/><path class=\"o\" d=\"{beyond}\"/></svg>"
-    )
-}
-
-fn layers(page: &mut String, report: &Report) {
-    let db = |share: f64| if share > 0.0 { -10.0 * libm::log10(share) } else { 200.0 };
-    let row = |g: &crate::tune::reconstruct::Gain| {
-        vec![text(&g.node), Cell::Quality(db(g.before)), Cell::Quality(db(g.after))]
-    };
-    let rows: Vec<_> = report.quantized.layers.iter().map(row).collect();
-    let about = "Layers whose weights were rounded anew: signal to noise of their outputs, all before them quantized.";
-    table(page, "Rounding", about, &["layer", "nearest integers", "written"], &rows);
-}
-
-fn nodes(page: &mut String, report: &Report) {
-    let quantized = &report.quantized;
-    let done = quantized.nodes.iter().map(|n| vec![text(n), text("quantized"), text("")]);
-    let stored = quantized.stored.iter().map(|n| vec![text(n), text("integer weight"), text("")]);
-    let float = quantized.float.iter().map(|(n, why)| vec![text(n), text("float"), text(why)]);
-    let rows: Vec<_> = done.chain(stored).chain(float).collect();
-    table(page, "Operators", "What became of each, and why not more.", &["operator", "", "why"], &rows);
-}
-
-fn passes(page: &mut String, report: &Report) {
-    let applied = report.applied.iter().map(|(pass, node)| vec![text(pass), text(node), text("applied")]);
-    let refused = report.refused.iter().map(|(pass, node, why)| vec![text(pass), text(node), text(why)]);
-    let rows: Vec<_> = applied.chain(refused).collect();
-    table(page, "Passes", "Rewrites ahead of quantization.", &["pass", "node", ""], &rows);
-}
-
-fn origin(page: &mut String, report: &Report) {
-    let data = report.data_digest.as_deref().unwrap_or("–");
-    let facts = [
-        ("options", escaped(&report.command)),
-        ("model", format!("sha256 {}…", report.model_digest.get())),
-        ("samples", format!("sha256 {data}…")),
-        ("qonnx", report.version.to_string()),
-    ];
-    list(page, "Made from", facts.iter().map(|(name, value)| format!("{name}: <code>{value}</code>")));
 }
 
 #[cfg(test)]

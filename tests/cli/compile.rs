@@ -21,6 +21,33 @@ fn compiles_and_reports() {
 }
 
 #[test]
+fn pages_of_other_commands() {
+    let dir = tempdir();
+    let (page, out) = (dir.path().join("page.html"), compiled(&dir));
+    let text = || std::fs::read_to_string(&page).unwrap();
+    qonnx(args!["sensitivity", digits(), "--calib", samples(), "--samples", "8", "--report", page]).code(0);
+    let parts = ["<h2>Each alone</h2>", "class=\"strip\"", "What there is to choose from"];
+    parts.iter().for_each(|part| assert!(text().contains(part), "{part}"));
+    qonnx(args![
+        "compare",
+        digits(),
+        out,
+        "--data",
+        samples(),
+        "--samples",
+        "8",
+        "--layers",
+        "--report",
+        page
+    ])
+    .code(0);
+    ["<h2>Layers</h2>", "<h2>Outputs</h2>", "<h2>Map</h2>"]
+        .iter()
+        .for_each(|p| assert!(text().contains(p), "{p}"));
+    assert!(!text().contains("http"), "it asks for nothing from elsewhere");
+}
+
+#[test]
 fn the_page_stands_alone() {
     let dir = tempdir();
     let (out, page) = (dir.path().join("out.onnx"), dir.path().join("report.html"));
