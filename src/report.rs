@@ -9,6 +9,7 @@ pub mod operators;
 pub mod page;
 pub mod provenance;
 pub mod qdq;
+pub mod weights;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -106,6 +107,8 @@ pub struct Quantized {
     /// How the result did on the bound that it was to keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark: Option<crate::tune::goal::Mark>,
+    /// Integer weights of the written model.
+    pub weights: Vec<weights::Weight>,
     /// Why a part of the graph could not be calibrated.
     pub problem: Option<String>,
     /// What the user should know of it.
@@ -183,6 +186,7 @@ impl Quantized {
             corrected: Vec::new(),
             steps: Vec::new(),
             mark: None,
+            weights: Vec::new(),
             problem: problem.map(ToString::to_string),
             warnings: Vec::new(),
         }

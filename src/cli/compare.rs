@@ -121,7 +121,8 @@ impl Compare {
             onnx::write_atomically(path, text.as_bytes())?;
         }
         if let Some(path) = &self.report {
-            let title = format!("{} · {}", self.a.display(), self.b.display());
+            let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let title = format!("{} · {}", name(&self.a), name(&self.b));
             onnx::write_atomically(path, found.html(&title).as_bytes())?;
         }
         super::print(&found.text());

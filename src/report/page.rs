@@ -178,8 +178,8 @@ pub fn curve(page: &mut String, title: &str, axes: [&str; 2], points: &[(f64, f6
         "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text><text x=\"4\" y=\"16\">{}</text></svg></section>",
         width - 4.0,
         height - 6.0,
-        axes[0],
-        axes[1]
+        format_args!("{}: {left:.2} to {right:.2}", axes[0]),
+        format_args!("{}: {low:.1} to {high:.1}", axes[1])
     );
 }
 

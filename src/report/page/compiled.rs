@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Cell, card, end, escaped, list, number, start, strip, table, text};
+use crate::report::weights::Weight;
 use crate::report::{Activation, Report};
 
 /// Writes the page.
@@ -16,6 +17,7 @@ pub fn html(report: &Report) -> String {
     steps(&mut page, report);
     map(&mut page, report);
     activations(&mut page, &report.quantized.activations);
+    weights(&mut page, report);
     layers(&mut page, report);
     nodes(&mut page, report);
     passes(&mut page, report);
@@ -169,6 +171,33 @@ fn picture(a: &Activation) -> String {
     format!(
         "<svg class=\"h\" viewBox=\"0 0 {width} 28\"><path d=\"{within}\"/><path class=\"o\" d=\"{beyond}\"/></svg>"
     )
+}
+
+/// Integer weights with the steps of their channels.
+fn weights(page: &mut String, report: &Report) {
+    let picture = |w: &Weight| {
+        let mut bars = String::new();
+        for (i, scale) in w.profile.iter().enumerate() {
+            let height = (2.0 + 26.0 * f64::from(*scale) / f64::from(w.extremes.1).max(1e-30)).min(28.0);
+            let _ = write!(bars, "M{} 28v-{height:.0}", 3 * i + 1);
+        }
+        format!("<svg class=\"h\" viewBox=\"0 0 144 28\"><path d=\"{bars}\"/></svg>")
+    };
+    let row = |w: &Weight| {
+        vec![
+            text(&w.name),
+            text(&w.dtype),
+            text(&format!("{:?}", w.shape)),
+            Cell::Number(w.scales as f64, w.scales.to_string()),
+            Cell::Text(picture(w)),
+            number(w.extremes.0.into()),
+            number(w.extremes.1.into()),
+        ]
+    };
+    let rows: Vec<_> = report.quantized.weights.iter().map(row).collect();
+    let about = "Integers, and the steps between them, channel by channel.";
+    let head = ["weight", "type", "shape", "scales", "steps by channel", "least", "greatest"];
+    table(page, "Weights", about, &head, &rows);
 }
 
 fn layers(page: &mut String, report: &Report) {
