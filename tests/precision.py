@@ -193,12 +193,15 @@ INTEGER = {
     "static_and_half": (quantized, PLAIN, ["--mode", "static", "--float", "fp16", "--calib"], {}, 1.2, 25),
 }  # fmt: skip
 
+TARGETS = [["openvino"], ["tensorrt"], ["qnn-htp"], ["integer-only"], ["fbgemm"], ["qnnpack"], ["ort-arm", "--activation", "s8"]]
+
 REFUSED = [
     # arguments, and what the message must name
     (["--bits", "4", "--mode", "static"], "weight-only"),
     (["--mode", "weight-only", "--block", "32"], "--bits 4"),
     (["--mode", "weight-only", "--bits", "4", "--algorithm", "gptq"], "--calib"),
-    (["--mode", "static", "--weight", "s4", "--calib"], "s8, u8"),
+    (["--mode", "static", "--weight", "s4", "--calib"], "int8, uint8"),
+    (["--mode", "static", "--target", "tensorrt", "--activation", "u8", "--calib"], "int8"),
     (["--mode", "fp16", "--activation", "u16"], "static"),
     (["--mode", "weight-only", "--bits", "3"], "4, 8"),
     (["--mode", "weight-only", "--bits", "4", "--block", "48"], "32, 64, 128"),
@@ -330,6 +333,24 @@ class Precision(crosscheck.Suite):
                         self.close(title, output, feeds, reference, bound)
 
 
+    def targets(self):
+        """The models of the int8 checks for every other target: they load, and compute nearly the same."""
+        for case in models.CASES:
+            directory = self.work / "targets" / case.name
+            (directory / "calib").mkdir(parents=True)
+            source = directory / "model.onnx"
+            source.write_bytes(case.build(seeded(case.name)).SerializeToString())
+            write_feeds([case.feed(seeded(case.name, "calib", i), i) for i in range(8)], "npz", directory / "calib")
+            feeds = [case.feed(seeded(case.name, "eval", i), i) for i in range(4)]
+            reference = run(source, feeds, crosscheck.LEVEL.ORT_DISABLE_ALL)
+            for words in TARGETS:
+                title, output = f"{case.name} {' '.join(words)}", directory / f"{'-'.join(words)}.onnx"
+                how = ["--calib", directory / "calib", "--effort", "fast", "--target", *words]
+                if self.compile(title, source, output, *how):
+                    self.valid(title, source, output)
+                    self.close(title, output, feeds, reference, 12)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("qonnx", help="the built binary")
@@ -343,7 +364,7 @@ def main():
         suite = Precision(options.qonnx, work)
         jobs = {name: lambda name=name: suite.half(name) for name in CASES}
         jobs |= {name: lambda name=name: suite.integers(name) for name in INTEGER}
-        jobs |= {"shared": suite.shared_models, "refused": suite.refusals, "already": suite.already}
+        jobs |= {"shared": suite.shared_models, "targets": suite.targets, "refused": suite.refusals, "already": suite.already}
         for name, job in jobs.items():
             if options.only in (None, name):
                 job()

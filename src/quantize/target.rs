@@ -121,7 +121,8 @@ const ALIASES: [(&str, &str); 3] =
 
 /// PyTorch's backends: a target with other ranges (torch/ao/quantization/qconfig.py).
 const BACKENDS: [(&str, &str); 2] = [
-    ("fbgemm", "base = \"ort-cpu-vnni\"\nlevels = 127\nrescaling = false\n"),
+    // With half the steps QuantizeLinear saturates beyond the range, so it cannot take the place of a Clip.
+    ("fbgemm", "base = \"ort-cpu-vnni\"\nlevels = 127\nrescaling = false\nabsorbs_clamps = false\n"),
     ("qnnpack", "base = \"ort-arm\"\nper_tensor = true\n"),
 ];
 
