@@ -1,7 +1,7 @@
 //! Operators on integers: what stands between DequantizeLinear and QuantizeLinear, seen as one unit.
 //!
 //! A [`Unit`] says how the integers of an operator's inputs and outputs stand for real numbers. From it an operator
-//! makes a [`Kernel`](Kernel) that computes integers from integers, with whatever depends on constants done once.
+//! makes a [`Kernel`] that computes integers from integers, with whatever depends on constants done once.
 
 use super::affine::QuantParams;
 use super::{Array, DType};

@@ -35,7 +35,7 @@
 //!
 //! Sparse initializers and attributes, quantization annotations, metadata below the model, denotations and doc
 //! strings of nodes have no place in the syntax; bytes that are not UTF-8 are replaced. Everything else survives
-//! [`print`] with [`Detail::Full`] followed by [`parse`], up to the choice between `raw_data` and typed fields.
+//! [`print()`] with [`Detail::Full`] followed by [`parse`], up to the choice between `raw_data` and typed fields.
 
 mod elements;
 mod parse;

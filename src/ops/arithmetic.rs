@@ -1,7 +1,7 @@
 //! Arithmetic on two or more broadcast operands, and on the bits of integers.
 //!
 //! Before opset 7 the second operand of `Add` and its kin was aligned by the attributes `broadcast` and `axis` instead
-//! of at its last axis; see [`align`].
+//! of at its last axis; see `align`.
 
 mod gradient;
 

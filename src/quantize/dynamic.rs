@@ -1,6 +1,6 @@
 //! Dynamic quantization: activations become integers when the model runs, from the range that they then have. No
 //! operator but MatMul, Gemm and LSTM gains by it; other weights are stored as in
-//! [`weight_only`](super::weight_only). ConvInteger is never written: it is slower than Conv in float, or missing.
+//! [`weight_only`]. ConvInteger is never written: it is slower than Conv in float, or missing.
 //!
 //! A product of an activation `x` with a constant `w` becomes
 //!
@@ -9,7 +9,7 @@
 //! y = Cast(MatMulInteger(xq, wq, xz, 0)) · (xs · ws) + bias
 //! ```
 //!
-//! in the order in which ONNX Runtime fuses it to one kernel. An LSTM has no standard form; [`lstm`] makes ONNX Runtime's
+//! in the order in which ONNX Runtime fuses it to one kernel. An LSTM has no standard form; `lstm` makes ONNX Runtime's
 //! own operator of it where that is the target.
 
 mod lstm;

@@ -1,8 +1,8 @@
 //! Half precision: a typed rewrite of every float32 tensor to float16 or bfloat16, in the main graph and in the bodies
 //! of If, Loop and Scan.
 //!
-//! [`slots`] holds what ONNX defines in which type; [`decide`] chooses the operators that stay in float32, and says why;
-//! [`rewrite`] gives every value its type, converts constants and puts a Cast only where a float32 value meets a reader
+//! `slots` holds what ONNX defines in which type; `decide` chooses the operators that stay in float32, and says why;
+//! `rewrite` gives every value its type, converts constants and puts a Cast only where a float32 value meets a reader
 //! in half precision or the other way round, one for all readers.
 
 mod decide;

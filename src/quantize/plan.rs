@@ -2,7 +2,7 @@
 //!
 //! Values that must agree form a group: the data input and the outputs of an operator that only moves values. A group
 //! takes its range from the values that enter it; the others hold subsets of the same numbers. Weights and biases are
-//! solved in [`weights`](super::weights).
+//! solved in [`weights`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
