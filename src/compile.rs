@@ -26,7 +26,6 @@ use crate::passes;
 use crate::quantize::{Target, half};
 use crate::report::Report;
 use crate::report::provenance::{self, Provenance};
-use crate::report::weights::weights;
 use crate::tune::goal::Goal;
 
 pub use self::sensitivity::{Layer, Sensitivity, sensitivity};
@@ -98,7 +97,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
             report.outputs(compared)?;
         }
         report.quantized(quantized);
-        report.quantized.weights = weights(&model.graph);
+        report.draw(&model.graph);
         passes::finish(&mut model, "quantization")?;
         report.sign(&mut model, &provenance);
     }

@@ -5,6 +5,7 @@ pub mod dot;
 pub mod explain;
 pub mod inspect;
 mod macs;
+pub mod map;
 pub mod operators;
 pub mod page;
 pub mod provenance;
@@ -109,6 +110,9 @@ pub struct Quantized {
     pub mark: Option<crate::tune::goal::Mark>,
     /// Integer weights of the written model.
     pub weights: Vec<weights::Weight>,
+    /// Its operators as a picture.
+    #[serde(skip)]
+    pub map: Vec<map::Place>,
     /// Why a part of the graph could not be calibrated.
     pub problem: Option<String>,
     /// What the user should know of it.
@@ -187,6 +191,7 @@ impl Quantized {
             steps: Vec::new(),
             mark: None,
             weights: Vec::new(),
+            map: Vec::new(),
             problem: problem.map(ToString::to_string),
             warnings: Vec::new(),
         }
@@ -210,6 +215,12 @@ impl Quantized {
 }
 
 impl Report {
+    /// Takes down what the written graph looks like.
+    pub fn draw(&mut self, graph: &Graph) {
+        self.quantized.weights = weights::weights(graph);
+        self.quantized.map = map::map(graph, &self.quantized.activations);
+    }
+
     /// The facts known before anything is done.
     pub fn new(input: &Path, source: &Source, options: &Options, mode: Mode) -> Self {
         let mut warnings = Vec::new();

@@ -16,7 +16,6 @@ use crate::quantize::Target;
 use crate::quantize::candidate::watched;
 use crate::report::Report;
 use crate::report::provenance::Provenance;
-use crate::report::weights::weights;
 use crate::train::student::Kind;
 use crate::train::{Epoch, Outcome, Session, Settings, Share, Student, Training, Watcher};
 use crate::{onnx, passes};
@@ -85,7 +84,7 @@ pub fn train(
         report.warnings.push(text.into());
     }
     report.training = Some(Training { epochs: state.epochs, written, samples: counts, speed });
-    report.quantized.weights = weights(&model.graph);
+    report.draw(&model.graph);
     let compared = distances(&original, &model.graph, &samples, watch)?;
     report.samples_warnings(&samples);
     report.outputs(compared)?;

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use ndarray::Axis;
+
 use super::conv::{Conv, Convolution};
 use super::gemm::MatMul;
 use super::integer;
@@ -126,6 +128,43 @@ fn centred(x: &Array, zero: Option<&Array>, axis: usize) -> Result<Nd<i32>, Faul
     }
 }
 
+/// Slices and their shape.
+type Part<'a> = (&'a [f32], &'a [usize]);
+
+/// Sums of products of small integers by the kernels for real numbers, which are exact as long as every sum is below 2²⁴:
+/// the axes that are summed over are taken in parts that short, each index of which stands for `terms` products. `None` if
+/// even one index is too much, or if there would have to be parts of a tensor that has to be `whole`.
+fn exact(
+    (x, along_x): (&Nd<i32>, usize),
+    (w, along_w): (&Nd<i32>, usize),
+    (terms, whole): (usize, bool),
+    product: impl Fn(Part, Part) -> Result<(Vec<f32>, Vec<usize>), Fault>,
+) -> Result<Option<Array>, Fault> {
+    const EXACT: u64 = 1 << 24;
+    let largest = |a: &Nd<i32>| a.iter().map(|v| u64::from(v.unsigned_abs())).max().unwrap_or(0).max(1);
+    let most = EXACT / (largest(x) * largest(w)) / terms.max(1) as u64;
+    let (step, length) = (usize::try_from(most).unwrap_or(usize::MAX), w.len_of(Axis(along_w)));
+    if step == 0 || length == 0 || (whole && step < length) {
+        return Ok(None);
+    }
+    let real = |a: &Nd<i32>, axis: usize, from: usize, to: usize| {
+        let part = if whole { a.view() } else { a.slice_axis(Axis(axis), (from..to).into()) };
+        part.map(|&v| v as f32).as_standard_layout().into_owned()
+    };
+    let mut sums: Option<(Vec<i32>, Vec<usize>)> = None;
+    for from in (0..length).step_by(step) {
+        let to = from.saturating_add(step).min(length);
+        let (x, w) = (real(x, along_x, from, to), real(w, along_w, from, to));
+        let (x_slice, w_slice) = (x.as_slice().unwrap_or_default(), w.as_slice().unwrap_or_default());
+        let (part, shape) = product((x_slice, x.shape()), (w_slice, w.shape()))?;
+        match &mut sums {
+            None => sums = Some((part.into_iter().map(|v| v as i32).collect(), shape)),
+            Some((sums, _)) => sums.iter_mut().zip(part).for_each(|(s, v)| *s = s.wrapping_add(v as i32)),
+        }
+    }
+    sums.map(|(sums, shape)| Array::new(&shape, sums)).transpose()
+}
+
 /// Conv of integers with 32-bit sums.
 #[derive(Debug, Clone)]
 pub struct ConvInteger(pub Conv);
@@ -140,6 +179,13 @@ impl Op for ConvInteger {
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         let x = centred(required(inputs, 0)?, optional(inputs, 2), 1)?;
         let w = centred(required(inputs, 1)?, optional(inputs, 3), 0)?;
+        let taps = w.shape().iter().skip(2).product();
+        if x.ndim() > 2 && x.ndim() == w.ndim() {
+            let product = |x: Part, w: Part| self.0.compute(x, w, None);
+            if let Some(y) = exact((&x, 1), (&w, 1), (taps, self.0.group != 1), product)? {
+                return Ok(vec![y]);
+            }
+        }
         let (y, shape) = self.0.compute((elements(&x)?, x.shape()), (elements(&w)?, w.shape()), None)?;
         Ok(vec![Array::new(&shape, y)?])
     }
@@ -161,6 +207,12 @@ impl Op for MatMulInteger {
         let a = centred(required(inputs, 0)?, optional(inputs, 2), rows)?;
         let b = required(inputs, 1)?;
         let b = centred(b, optional(inputs, 3), b.rank().saturating_sub(1))?;
+        if a.ndim() > 1 && b.ndim() > 1 && a.shape().last() == b.shape().get(b.ndim() - 2) {
+            let axes = (a.ndim() - 1, b.ndim() - 2);
+            if let Some(y) = exact((&a, axes.0), (&b, axes.1), (1, false), |a, b| MatMul::compute(a, b))? {
+                return Ok(vec![y]);
+            }
+        }
         let (y, shape) = MatMul::compute((elements(&a)?, a.shape()), (elements(&b)?, b.shape()))?;
         Ok(vec![Array::new(&shape, y)?])
     }
@@ -168,6 +220,42 @@ impl Op for MatMulInteger {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    fn bytes(shape: &[usize], seed: u32) -> Array {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        Array::new(shape, (0..shape.iter().product()).map(|_| next()).collect::<Vec<u8>>()).unwrap()
+    }
+
+    /// The sums of the plain loop, in parts and at once.
+    #[test]
+    fn parts_add_up_exactly() {
+        let zero = Some(Array::scalar(117u8));
+        for (m, k, n) in [(3, 5, 4), (2, 1000, 7), (1, 257, 1), (4, 256, 3)] {
+            let (a, b) = (bytes(&[2, m, k], 1), bytes(&[k, n], 2));
+            let (x, w) = (centred(&a, zero.as_ref(), 1).unwrap(), centred(&b, zero.as_ref(), 1).unwrap());
+            let (plain, shape) =
+                MatMul::compute((elements(&x).unwrap(), x.shape()), (elements(&w).unwrap(), w.shape())).unwrap();
+            let found = MatMulInteger.float(&[Some(a), Some(b), zero.clone(), zero.clone()]).unwrap();
+            assert_eq!(found, [Array::new(&shape, plain).unwrap()], "{m} {k} {n}");
+        }
+        for (channels, group, kernel) in [(3, 1, 3), (600, 1, 3), (8, 8, 3), (600, 2, 1), (2, 1, 19)] {
+            let attributes = [crate::ir::attribute::int("group", group as i64)];
+            let mut attrs = crate::ops::Attrs::new(&attributes, 10, 4, 1);
+            let conv = ConvInteger(Conv::read(&mut attrs).unwrap());
+            let (x, w) = (bytes(&[2, channels, 20, 21], 3), bytes(&[8, channels / group, kernel, kernel], 4));
+            let (cx, cw) = (centred(&x, zero.as_ref(), 1).unwrap(), centred(&w, zero.as_ref(), 0).unwrap());
+            let whole = ((elements(&cx).unwrap(), cx.shape()), (elements(&cw).unwrap(), cw.shape()));
+            let (plain, shape) = conv.0.compute(whole.0, whole.1, None).unwrap();
+            let found = conv.float(&[Some(x), Some(w), zero.clone(), zero.clone()]).unwrap();
+            assert_eq!(found, [Array::new(&shape, plain).unwrap()], "{channels} {group} {kernel}");
+        }
+    }
+
     #[test]
     fn backend_cases() {
         crate::ops::backend_tests::run("qlinear");

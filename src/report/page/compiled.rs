@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Cell, card, end, escaped, list, number, start, strip, table, text};
+use super::{Cell, card, end, escaped, list, number, start, table, text};
 use crate::report::weights::Weight;
 use crate::report::{Activation, Report};
 
@@ -53,11 +53,18 @@ fn cards(page: &mut String, report: &Report) {
     card("time", format!("{:.1} s", report.seconds), format!("{} samples", report.samples));
 }
 
-/// Where the noise is, in the order of the model.
+/// The model by depth.
 fn map(page: &mut String, report: &Report) {
-    let values = report.quantized.activations.iter().map(|a| (a.value.clone(), a.sqnr_db));
-    let about = "Every quantized value in the order of the model, red where quantizing it alone loses most.";
-    strip(page, "Map", about, &values.collect::<Vec<_>>());
+    let places = &report.quantized.map;
+    if places.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        page,
+        "<section><h2>Map</h2><p>Every operator of the written model, from left to right; red where quantizing its output \
+         alone loses most, grey where it stays float.</p><div class=\"wide\">{}</div></section>",
+        crate::report::map::svg(places, &escaped)
+    );
 }
 
 fn outputs(page: &mut String, report: &Report) {
