@@ -209,7 +209,7 @@ impl Op for MatMulInteger {
         let b = centred(b, optional(inputs, 3), b.rank().saturating_sub(1))?;
         if a.ndim() > 1 && b.ndim() > 1 && a.shape().last() == b.shape().get(b.ndim() - 2) {
             let axes = (a.ndim() - 1, b.ndim() - 2);
-            if let Some(y) = exact((&a, axes.0), (&b, axes.1), (1, false), |a, b| MatMul::compute(a, b))? {
+            if let Some(y) = exact((&a, axes.0), (&b, axes.1), (1, false), MatMul::compute)? {
                 return Ok(vec![y]);
             }
         }
