@@ -102,7 +102,10 @@ pub fn run() -> ExitCode {
     let command = help::grouped(Arguments::command()).mut_subcommands(|c| c.args_override_self(true));
     let words = match settings::with_file(&command, std::env::args_os().collect()) {
         Ok(words) => words,
-        Err(error) => return ExitCode::from(console::error(&error.into())),
+        Err((format, error)) => {
+            console::start(format);
+            return ExitCode::from(console::error(&error.into()));
+        }
     };
     let parsed = command.clone().try_get_matches_from(words).and_then(|m| Arguments::from_arg_matches(&m));
     let arguments = match parsed {

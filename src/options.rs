@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use wildmatch::WildMatch;
 
 use crate::calibrate::config::{NodePin, Recipe, ValuePin};
 use crate::calibrate::threshold::Calibrator;
-use crate::ir::DType;
+use crate::interpret::node_label;
+use crate::ir::{DType, Graph};
 use crate::onnx::Payloads;
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::Blocked;
@@ -83,6 +85,30 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// The range that is decided for a value of this name; of several the last.
+    pub fn range(&self, name: &str) -> Option<[f32; 2]> {
+        let fits = |pin: &&ValuePin| WildMatch::new(&pin.name).matches(name);
+        self.values.iter().rev().find(fits).map(|pin| pin.range)
+    }
+
+    /// What is said of those that fit no node or value of this graph.
+    pub fn idle(&self, graph: &Graph) -> Vec<String> {
+        let nodes: Vec<String> = graph.nodes().map(|id| node_label(graph, id)).collect();
+        let values: Vec<&str> = graph.values().map(|v| graph.name(v)).collect();
+        let node = |pin: &&NodePin| !nodes.iter().any(|n| WildMatch::new(&pin.name).matches(n));
+        let value = |pin: &&ValuePin| !values.iter().any(|v| WildMatch::new(&pin.name).matches(v));
+        let nodes = self.nodes.iter().filter(node).map(|p| format!("no node is called `{}`", p.name));
+        let values = self.values.iter().filter(value).map(|p| format!("no value is called `{}`", p.name));
+        nodes.chain(values).collect()
+    }
+
+    /// As words for the provenance.
+    pub fn words(&self) -> Vec<String> {
+        let kind = |float| if float { "float" } else { "integer" };
+        let nodes = self.nodes.iter().map(|p| format!("[[node]] {} {}", p.name, kind(p.float)));
+        nodes.chain(self.values.iter().map(|p| format!("[[value]] {} {:?}", p.name, p.range))).collect()
+    }
+
     /// The filter with what is decided for nodes.
     pub fn filter(&self, mut filter: Filter) -> Filter {
         for pin in &self.nodes {

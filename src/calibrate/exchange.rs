@@ -5,13 +5,12 @@
 //! value (AIMET documentation, "Encoding specifications" 0.6.1 and 1.0.0).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::Value;
 
 use super::observer::{Observer, Observers};
 use super::threshold::Range;
-use crate::error::{Error, Fault};
+use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Graph, QuantParams, ValueId};
 
@@ -29,13 +28,6 @@ pub enum Exchange {
 }
 
 impl Ranges {
-    /// Reads a calibration cache or encodings, whichever it is.
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Fault::new(format!("cannot be read: {e}")).at(path.display()))?;
-        Self::parse(&text).map_err(|f| f.at(path.display()))
-    }
-
     /// Parses a calibration cache or encodings.
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let found = match text.trim_start().starts_with('{') {

@@ -22,7 +22,7 @@
 
 mod stored;
 
-pub use stored::Stored;
+pub use stored::{MOST, Stored};
 
 const FRACTION_BITS: u32 = 9;
 const OCTAVE: usize = 1 << FRACTION_BITS;

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::histogram::{Histogram, Stored};
+use super::histogram::{Histogram, MOST, Stored};
 use super::observer::{Observer, Observers};
 use crate::error::{Error, Fault};
 use crate::fail;
@@ -152,6 +152,9 @@ impl Table {
 impl Entry {
     fn observer(&self) -> Result<Observer, Fault> {
         let histogram = Histogram::try_from(&self.histogram)?;
+        if self.batches > MOST {
+            fail!("there are too many batches");
+        }
         Ok(Observer { histogram, batches: self.batches, highest: self.highest })
     }
 }

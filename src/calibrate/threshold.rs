@@ -37,6 +37,8 @@ pub enum Calibrator {
     Mse,
     /// Whichever of the others has the least expected squared error.
     Auto,
+    /// What the user has decided; as a method, the extremes.
+    Given,
 }
 
 /// The percentile meant if none is given.
@@ -128,7 +130,7 @@ impl Calibrator {
                 (min.max(-threshold), max.min(threshold))
             }
             Self::Mse => search::least_error(mass, grid),
-            Self::MinMax | Self::Auto => (min, max),
+            Self::MinMax | Self::Auto | Self::Given => (min, max),
         };
         let (lo, hi) = grid.around(lo, hi);
         let range = Range { lo: lo as f32, hi: hi as f32 };
@@ -159,6 +161,7 @@ impl fmt::Display for Calibrator {
             Self::Entropy => f.write_str("entropy"),
             Self::Mse => f.write_str("mse"),
             Self::Auto => f.write_str("auto"),
+            Self::Given => f.write_str("given"),
         }
     }
 }
@@ -171,7 +174,7 @@ pub struct UnknownCalibrator(String);
 impl FromStr for Calibrator {
     type Err = UnknownCalibrator;
 
-    /// Reads what `Display` writes; `percentile` alone means [`PERCENTILE`].
+    /// Reads what `Display` writes, but for `given`; `percentile` alone means [`PERCENTILE`].
     fn from_str(name: &str) -> Result<Self, UnknownCalibrator> {
         let unknown = || UnknownCalibrator(name.to_owned());
         match name {

@@ -1,7 +1,7 @@
 //! `qonnx compile`.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -53,7 +53,7 @@ pub struct Compile {
     #[arg(long, value_enum, default_value = "balanced", help_heading = "What to do")]
     effort: Effort,
     /// The steps of tuning to take instead of those of --effort, separated by commas; `none`: none.
-    #[arg(long, value_name = "STEPS", value_delimiter = ',', value_parser = step, conflicts_with = "effort",
+    #[arg(long, value_name = "STEPS", value_delimiter = ',', value_parser = step, overrides_with = "effort",
           help_heading = "What to do")]
     steps: Option<Vec<Option<Tuning>>>,
     /// Keep as much in float as it takes for every float output to have this SQNR on samples held out of calibration.
@@ -220,6 +220,10 @@ impl Compile {
     }
 
     fn options(&self) -> anyhow::Result<Options> {
+        anyhow::ensure!(
+            self.table.is_none() || self.is_mode(Mode::Static),
+            "--table goes with --mode static: other modes have no ranges"
+        );
         let config = super::config(self.config.as_deref())?;
         let recipe = config.preprocess;
         let pins = Pins { nodes: config.node, values: config.value };
@@ -239,7 +243,6 @@ impl Compile {
                 only_ops: self.only_ops.clone(),
                 ..Filter::default()
             }),
-            pins,
             types: self.types()?,
             float: self.float,
             blocked: self.blocked()?,
@@ -248,7 +251,8 @@ impl Compile {
             // What is asked for besides the output must be there too.
             external_data: self.external_data,
             if_changed: self.if_changed && self.json.as_ref().is_none_or(|path| path.exists()),
-            command: self.command(),
+            command: [vec![self.command()], pins.words()].concat().join(" "),
+            pins,
         })
     }
 
@@ -316,6 +320,13 @@ impl Compile {
             let names: Vec<String> = self.steps().into_iter().map(Tuning::name).collect();
             words.push(format!("--steps {}", if names.is_empty() { "none".into() } else { names.join(",") }));
         }
+        words.extend(
+            self.table
+                .as_deref()
+                .and_then(Path::file_name)
+                .map(|name| format!("--table {}", name.to_string_lossy())),
+        );
+        words.extend(self.per_tensor.then(|| "--per-tensor".into()));
         words.extend(self.min_sqnr.map(|db| format!("--min-sqnr {db}")));
         words.extend(self.max_drop.map(|points| format!("--max-drop {points}")));
         words.extend(self.samples.map(|n| format!("--samples {n}")));
@@ -325,7 +336,6 @@ impl Compile {
             words.push(format!("--only-ops {}", self.only_ops.join(",")));
         }
         let types = self.storage();
-        words.extend(types.per_tensor.then(|| "--per-tensor".into()));
         words.extend(types.activation.map(|t| format!("--activation {}", short(t))));
         words.extend(types.weight.map(|t| format!("--weight {}", short(t))));
         words.extend(self.float.map(|f| format!("--float {}", short(f))));

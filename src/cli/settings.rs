@@ -4,17 +4,26 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Command};
+use clap::{ArgAction, ArgMatches, Command};
 use toml::Value;
 
+use super::console::Format;
 use super::help::nearest;
 use crate::calibrate::config::Config;
 use crate::error::{Error, Fault};
 
-/// The arguments with those of the settings file in front, if `--config` names one.
-pub fn with_file(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, Error> {
-    let found = command.clone().ignore_errors(true).try_get_matches_from(&typed).ok();
-    let Some((name, matches)) = found.as_ref().and_then(|m| m.subcommand()) else { return Ok(typed) };
+/// The arguments with those of the settings file in front, if `--config` names one; an error comes with the form in which
+/// it is to be told.
+pub fn with_file(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, (Format, Error)> {
+    let Ok(found) = command.clone().ignore_errors(true).try_get_matches_from(&typed) else {
+        return Ok(typed);
+    };
+    let format = found.try_get_one("message_format").ok().flatten().copied().unwrap_or_default();
+    joined(command, &found, typed).map_err(|error| (format, error))
+}
+
+fn joined(command: &Command, found: &ArgMatches, typed: Vec<OsString>) -> Result<Vec<OsString>, Error> {
+    let Some((name, matches)) = found.subcommand() else { return Ok(typed) };
     let Some(sub) =
         command.find_subcommand(name).filter(|s| s.get_arguments().any(|a| a.get_id() == "config"))
     else {

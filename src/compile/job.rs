@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use super::refine::Refine;
+use super::refine::{self, Refine};
 use super::table::{self, Known, interesting};
 use super::{Watch, distances};
+use crate::calibrate::observer::Observers;
 use crate::calibrate::read::Samples;
 use crate::calibrate::run::{Calibration, calibrate};
-use crate::calibrate::threshold::{Calibrator, Range};
+use crate::calibrate::threshold::{Calibrator, Choice, Range, expected_error};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
-use crate::ir::{Graph, Model};
+use crate::ir::{Graph, Model, ValueId};
 use crate::options::{Mode, Options, Tuning};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
@@ -235,7 +236,7 @@ impl Job<'_> {
     ) -> Result<Plan, Error> {
         let target = self.target;
         let seen = &ready.calibration.seen;
-        let choices = &self.pinned(graph, choices);
+        let choices = &self.pinned(graph, seen, choices);
         let placement = placement::place(graph, target, weight, ready.candidates.clone(), seen, noise);
         let mut plan = Plan::solve(graph, placement, seen, choices, self.calibrator(), target)
             .map_err(|f| f.at("solving scales and zero points"))?;
@@ -244,16 +245,16 @@ impl Job<'_> {
     }
 
     /// The ranges, with those that the user has decided in place of calibrated ones.
-    fn pinned(&self, graph: &Graph, choices: &Choices) -> Choices {
+    fn pinned(&self, graph: &Graph, seen: &Observers<ValueId>, choices: &Choices) -> Choices {
         let mut choices = choices.clone();
-        for (value, choice) in &mut choices {
-            let name = graph.name(*value);
-            let pins = self.options.pins.values.iter();
-            if let Some(pin) = pins.rev().find(|p| wildmatch::WildMatch::new(&p.name).matches(name)) {
-                let [lo, hi] = pin.range;
-                choice.range = Range { lo, hi };
-                choice.method = Calibrator::MinMax;
-            }
+        for (&value, choice) in choices.iter_mut().filter(|_| !self.options.pins.values.is_empty()) {
+            let (Some([lo, hi]), Some(observer)) =
+                (self.options.pins.range(graph.name(value)), seen.get(value))
+            else {
+                continue;
+            };
+            let mse = expected_error(&observer.histogram, lo, hi, 256);
+            *choice = Choice { range: Range { lo, hi }, method: Calibrator::Given, mse };
         }
         choices
     }
@@ -322,11 +323,12 @@ impl Job<'_> {
         let mut quantized =
             Quantized::plan(graph, &plan, &ready.calibration.seen, ready.calibration.problem.as_ref());
         (quantized.smoothed, quantized.steps) = (ready.smoothed, tuned);
+        quantized.warnings.extend(options.pins.idle(graph));
         let reference = graph.clone();
         insert::insert(graph, &plan);
         let before = exam.as_ref().map(|_| graph.clone());
         let stored = weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?;
-        if !taken_back(exam.as_ref(), graph, before)? {
+        if !refine::taken_back(exam.as_ref(), graph, before)? {
             quantized.store(stored);
         }
         if let Some(samples) = self.samples.filter(|_| !quantized.nodes.is_empty()) {
@@ -344,13 +346,5 @@ impl Job<'_> {
         target.storage.store(graph, &plan).map_err(|f| f.at("storage types"))?;
         quantized.mark = exam.map(|exam| exam.mark(graph)).transpose()?;
         Ok((quantized, reference))
-    }
-}
-
-/// Takes a change back if it broke the bound, and tells whether it did.
-fn taken_back(exam: Option<&Exam>, graph: &mut Graph, before: Option<Graph>) -> Result<bool, Error> {
-    match (exam, before) {
-        (Some(exam), Some(before)) => exam.restore(graph, before),
-        _ => Ok(false),
     }
 }

@@ -5,17 +5,16 @@ use std::time::Instant;
 
 use super::Watch;
 use crate::calibrate::read::Samples;
-use crate::error::Error;
+use crate::error::{Error, Fault};
 use crate::ir::Graph;
 use crate::quantize::Target;
 use crate::report::Quantized;
 use crate::train::features::features;
 use crate::train::loss::Loss;
 use crate::train::optimizer::{Method, Rates, Schedule};
-use crate::train::student::Kind;
 use crate::train::{Reach, Session, Settings, Share, Student, Watcher};
 use crate::tune::goal::Exam;
-use crate::tune::reconstruct::{Fit, held_out, reconstruct};
+use crate::tune::reconstruct::{Fit, reconstruct, shares};
 use crate::tune::{Judge, Step};
 
 /// Learning rate of weights of one step, as a share of their root mean square: with more steps they move less.
@@ -56,9 +55,9 @@ impl Refine<'_> {
         let form = self.target.form();
         let (mut layers, changes) = reconstruct(self.reference, graph, self.samples, (form, fit), &progress)?;
         let before = self.exam.map(|_| graph.clone());
-        let judge = Judge::on(self.reference, self.samples, &held_out(self.samples.len()))?;
+        let judge = Judge::on(self.reference, self.samples, &shares(self.samples.len()).1)?;
         let (mut step, mut kept) = judge.advance(name, graph, &changes, started)?;
-        if self.taken_back(graph, before)? {
+        if taken_back(self.exam, graph, before)? {
             (step.kept, kept) = (false, 0);
         }
         layers.truncate(kept);
@@ -69,20 +68,41 @@ impl Refine<'_> {
         Ok(())
     }
 
-    /// Training by the float graph, each block for itself if there are places that everything passes through.
+    /// Training by the float graph, each block for itself if there are places that everything passes through. What stands
+    /// in its way is told; the model is then as before.
     pub fn train(&self, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
         let started = Instant::now();
-        let student = self.student(graph)?;
-        let judging = held_out(self.samples.len());
-        let share = |indices: Vec<usize>| Share { samples: self.samples, indices, labels: None };
-        let learning: Vec<usize> = (0..self.samples.len()).filter(|i| !judging.contains(i)).collect();
-        let rates = Rates {
-            weights: RATE / f64::from(self.target.weight_limit.max(1)),
-            scales: SCALE_RATE,
-            method: Method::Adam,
-            schedule: Schedule::Cosine,
+        let (learning, judging) = shares(self.samples.len());
+        let trained = match self.trained(graph, learning, &judging) {
+            Ok(trained) => trained,
+            Err(error) => {
+                done.warnings.push(format!("block training was left out: {error}"));
+                return Ok(());
+            }
         };
+        let judge = Judge::on(self.reference, self.samples, &judging)?;
+        let noise = (judge.noise(graph)?, judge.noise(&trained)?);
+        let mut kept = noise.1 < noise.0;
+        if kept {
+            let before = std::mem::replace(graph, trained);
+            kept = !taken_back(self.exam, graph, self.exam.map(|_| before))?;
+        }
+        let reached = if kept { noise } else { (noise.0, noise.0) };
+        done.steps.push(Step::new("block training", reached, kept, started));
+        Ok(())
+    }
+
+    /// The graph of the best epoch.
+    fn trained(&self, graph: &Graph, learning: Vec<usize>, judging: &[usize]) -> Result<Graph, Error> {
+        if learning.is_empty() {
+            let fault =
+                Fault::new(format!("{} samples are too few to learn from and to judge by", judging.len()));
+            return Err(fault.at("--calib"));
+        }
+        let mut student = Student::new(graph, self.reference)?;
+        student.keep_to(self.target.form()).map_err(|f| f.at("training"))?;
         let blocks = !features(self.reference, &student.graph)?.is_empty();
+        let share = |indices: Vec<usize>| Share { samples: self.samples, indices, labels: None };
         let settings = Settings {
             loss: Loss::Distill,
             features: FEATURES,
@@ -90,60 +110,34 @@ impl Refine<'_> {
             recompute: false,
             epochs: EPOCHS,
             batch: BATCH,
-            rates,
+            rates: Rates {
+                weights: RATE / f64::from(self.target.weight_limit),
+                scales: SCALE_RATE,
+                method: Method::Adam,
+                schedule: Schedule::Cosine,
+            },
             freeze_after: None,
             patience: PATIENCE,
             seed: 0,
             checkpoint: None,
         };
-        let can_learn = !learning.is_empty();
         let session = Session {
             student: &student,
             teacher: self.reference,
             training: share(learning),
-            held_out: share(judging.clone()),
+            held_out: share(judging.to_vec()),
             settings: &settings,
             fingerprint: String::new(),
         };
-        if !can_learn || !session.can_learn()? {
-            return Ok(());
-        }
         let watcher = Watcher { batch: &|step, of| (self.watch)("training", step, of), epoch: &|_, _, _| {} };
-        let trained = student.export(&session.run(&watcher)?.state.kept)?;
-        let judge = Judge::on(self.reference, self.samples, &judging)?;
-        let noise = (judge.noise(graph)?, judge.noise(&trained)?);
-        let mut kept = noise.1 < noise.0;
-        if kept {
-            let before = std::mem::replace(graph, trained);
-            kept = !self.taken_back(graph, self.exam.map(|_| before))?;
-        }
-        let reached = if kept { noise } else { (noise.0, noise.0) };
-        done.steps.push(Step::new("block training", reached, kept, started));
-        Ok(())
+        student.export(&session.run(&watcher)?.state.kept)
     }
+}
 
-    /// The student that keeps to the form of the target's weights.
-    fn student(&self, graph: &Graph) -> Result<Student, Error> {
-        let mut student = Student::new(graph, self.reference)?;
-        let form = self.target.form();
-        for index in 0..student.quantizers.len() {
-            let signed = student.quantizers[index].fake.low < 0;
-            if !signed || !matches!(student.quantizers[index].kind, Kind::Weight { .. }) {
-                continue;
-            }
-            student.limit(index, -form.limit, form.limit);
-            if form.pairs && 2 * form.limit > crate::quantize::weights::pairs::LIMIT {
-                student.keep_pairs(index);
-            }
-        }
-        Ok(student)
-    }
-
-    /// Takes a change back if it broke the bound, and tells whether it did.
-    fn taken_back(&self, graph: &mut Graph, before: Option<Graph>) -> Result<bool, Error> {
-        match (self.exam, before) {
-            (Some(exam), Some(before)) => exam.restore(graph, before),
-            _ => Ok(false),
-        }
+/// Takes a change back if it broke the bound, and tells whether it did.
+pub fn taken_back(exam: Option<&Exam>, graph: &mut Graph, before: Option<Graph>) -> Result<bool, Error> {
+    match (exam, before) {
+        (Some(exam), Some(before)) => exam.restore(graph, before),
+        _ => Ok(false),
     }
 }

@@ -16,7 +16,6 @@ use crate::quantize::Target;
 use crate::quantize::candidate::watched;
 use crate::report::Report;
 use crate::report::provenance::Provenance;
-use crate::train::student::Kind;
 use crate::train::{Epoch, Outcome, Session, Settings, Share, Student, Training, Watcher};
 use crate::{onnx, passes};
 
@@ -149,13 +148,8 @@ fn student(
     if training.weight_bits < 8 || training.per_tensor {
         student.narrow_weights(training.weight_bits).map_err(|f| f.at("--bits"))?;
     }
-    if training.weight_bits == 8 && target.saturating_pairs {
-        for index in 0..student.quantizers.len() {
-            let weight = matches!(student.quantizers[index].kind, Kind::Weight { .. });
-            if weight && student.quantizers[index].fake.low < 0 {
-                student.keep_pairs(index);
-            }
-        }
+    if training.weight_bits == 8 {
+        student.keep_to(target.form()).map_err(|f| f.at("--target"))?;
     }
     if training.activation_bits < 8 {
         let calibration = calibrate(&Program::new(reference)?, &watched(reference), samples, &|| {})?;

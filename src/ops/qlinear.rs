@@ -144,7 +144,8 @@ fn exact(
     let largest = |a: &Nd<i32>| a.iter().map(|v| u64::from(v.unsigned_abs())).max().unwrap_or(0).max(1);
     let most = EXACT / (largest(x) * largest(w)) / terms.max(1) as u64;
     let (step, length) = (usize::try_from(most).unwrap_or(usize::MAX), w.len_of(Axis(along_w)));
-    if step == 0 || length == 0 || (whole && step < length) {
+    let fits = whole || x.len_of(Axis(along_x)) == length;
+    if step == 0 || length == 0 || !fits || (whole && step < length) {
         return Ok(None);
     }
     let real = |a: &Nd<i32>, axis: usize, from: usize, to: usize| {
@@ -254,6 +255,14 @@ mod tests {
             let found = conv.float(&[Some(x), Some(w), zero.clone(), zero.clone()]).unwrap();
             assert_eq!(found, [Array::new(&shape, plain).unwrap()], "{channels} {group} {kernel}");
         }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_a_fault() {
+        let attrs = crate::ops::Attrs::new(&[], 10, 4, 1);
+        let conv = ConvInteger(Conv::read(&mut { attrs }).unwrap());
+        assert!(conv.float(&[Some(bytes(&[1, 3, 4, 4], 1)), Some(bytes(&[2, 5, 1, 1], 2))]).is_err());
+        assert!(MatMulInteger.float(&[Some(bytes(&[2, 3], 1)), Some(bytes(&[5, 2], 2))]).is_err());
     }
 
     #[test]

@@ -238,7 +238,10 @@ fn solve_groups(
                 (params, "fixed by the kernel".into(), sqnr_db(&histogram, error))
             }
             None => {
-                let known = if let [only] = sources[..] { choices.get(&only).copied() } else { None };
+                let mut own = sources.iter().filter_map(|v| choices.get(v));
+                let given = own.find(|c| c.method == Calibrator::Given).copied();
+                let known =
+                    given.or(if let [only] = sources[..] { choices.get(&only).copied() } else { None });
                 let choice = known.unwrap_or_else(|| calibrator.choose(&histogram, Grid::asymmetric(256)));
                 let params = QuantParams::asymmetric(choice.range.lo, choice.range.hi, DType::U8);
                 (params, choice.method.to_string(), sqnr_db(&histogram, choice.mse))

@@ -143,8 +143,33 @@ impl Target {
         };
         let target: Self = table.try_into().map_err(|e| Fault::new(format!("target `{name}`: {e}")))?;
         let mut settled = target;
-        Types::default().settle(&mut settled).map_err(|f| Fault::new(format!("target `{name}`: {f}")))?;
+        let sound = settled.check().and_then(|()| Types::default().settle(&mut settled));
+        sound.map_err(|f| Fault::new(format!("target `{name}`: {f}")))?;
         Ok(settled)
+    }
+
+    /// Refuses numbers that nothing can be computed with.
+    fn check(&self) -> Result<(), Fault> {
+        let Boundary { quantize, dequantize, layout, node } = self.boundary;
+        let own =
+            [self.noise_weight, self.size_weight, self.weight_credit, quantize, dequantize, layout, node];
+        let costs = self.integer.values().flat_map(|c| [c.integer, c.float, c.fixed]);
+        if let Some(bad) = own.into_iter().chain(costs).find(|c| !(0.0..1e12).contains(c)) {
+            return Err(Fault::new(format!("{bad} is no cost")));
+        }
+        let numbers = [
+            ("levels", i64::from(self.levels), 3..=255),
+            ("weight_limit", self.weight_limit.into(), 1..=127),
+            ("opset", self.opset, 13..=30),
+        ];
+        for (name, number, allowed) in numbers {
+            if !allowed.contains(&number) {
+                let message =
+                    format!("{name} is {number}; {} to {} are possible", allowed.start(), allowed.end());
+                return Err(Fault::new(message));
+            }
+        }
+        Ok(())
     }
 
     /// The names of the built-in targets, the default first.

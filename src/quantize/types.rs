@@ -84,7 +84,9 @@ impl Storage {
     fn params(self, (low, high): (f32, f32), target: &Target) -> QuantParams {
         let dtype = self.activation;
         let (qmin, qmax) = limits(dtype).unwrap_or((0, 255));
-        let levels = target.levels.min(qmax.abs_diff(qmin));
+        // Fewer steps are for products of bytes.
+        let all = qmax.abs_diff(qmin);
+        let levels = if all > 255 { all } else { target.levels.min(all) };
         if target.symmetric {
             let signed = if dtype == DType::I16 { 32767.0 } else { 127.0 };
             let scale = low.abs().max(high.abs()) / signed;
@@ -93,10 +95,10 @@ impl Storage {
             return QuantParams { scale, zero_point, dtype };
         }
         let full = QuantParams::asymmetric(low, high, dtype);
-        if levels == qmax.abs_diff(qmin) {
+        if levels == all {
             return full;
         }
-        let scale = full.scale * qmax.abs_diff(qmin) as f32 / levels as f32;
+        let scale = full.scale * all as f32 / levels as f32;
         let zero_point = (qmin as f32 - low.min(0.0) / scale).round_ties_even() as i32;
         QuantParams { scale, zero_point: zero_point.clamp(qmin, qmax), dtype }
     }
@@ -211,7 +213,9 @@ mod tests {
         };
         let shown = |p: QuantParams| (p.scale, p.zero_point, p.dtype);
         assert_eq!(shown(params(&target, DType::I8, 0.0, 255.0)), (1.0, -128, DType::I8));
+        assert_eq!(shown(params(&target, DType::U16, 0.0, 65535.0)), (1.0, 0, DType::U16));
         target.levels = 127;
+        assert_eq!(shown(params(&target, DType::I16, -32768.0, 32767.0)), (1.0, 0, DType::I16));
         assert_eq!(shown(params(&target, DType::U8, -27.0, 100.0)), (1.0, 27, DType::U8));
         target.symmetric = true;
         assert_eq!(shown(params(&target, DType::I8, -12.7, 2.0)), (0.1, 0, DType::I8));

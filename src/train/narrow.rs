@@ -7,7 +7,7 @@ use crate::calibrate::observer::Observers;
 use crate::calibrate::threshold::{Calibrator, Grid};
 use crate::error::Fault;
 use crate::ir::{Array, Graph, NodeId, Tensor, ValueId};
-use crate::quantize::weights::least_error;
+use crate::quantize::weights::{Form, least_error, pairs};
 
 /// The float value that a quantized activation stands for in the graph that was quantized.
 fn original(student: &Student, reference: &Graph, quantize: NodeId) -> Option<ValueId> {
@@ -33,6 +33,24 @@ impl Student {
                 self.limit(index, low, high);
             }
         }
+    }
+
+    /// Holds weights to the form in which they are stored: limits, and pairs whose products stay within 16 bits. Weights
+    /// that are beyond the limits, which are not of that form, keep theirs.
+    pub fn keep_to(&mut self, form: Form) -> Result<(), Fault> {
+        for index in 0..self.quantizers.len() {
+            let Kind::Weight { integers, .. } = self.quantizers[index].kind else { continue };
+            let stored = self.quantized.constant(integers).map(Tensor::array).transpose()?;
+            let within = |q: &i8| i32::from(*q).abs() <= form.limit;
+            if !stored.and_then(|a| Some(a.get::<i8>()?.iter().all(within))).unwrap_or(false) {
+                continue;
+            }
+            self.limit(index, -form.limit, form.limit);
+            if form.pairs && 2 * form.limit > pairs::LIMIT {
+                self.keep_pairs(index);
+            }
+        }
+        Ok(())
     }
 
     /// Holds weights to `bits` bits.

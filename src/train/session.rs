@@ -195,8 +195,8 @@ pub struct Outcome {
 }
 
 impl Session<'_> {
-    /// Does a gradient reach anything?
-    pub fn can_learn(&self) -> Result<bool, Error> {
+    /// Does a gradient of the outputs reach anything?
+    fn can_learn(&self) -> Result<bool, Error> {
         let trainable = self.trainable();
         let tape = Tape::new(&self.student.graph, &trainable, &loss::taps(&self.student.graph))?;
         Ok((0..trainable.len()).any(|i| tape.reaches(i)))

@@ -26,6 +26,8 @@ struct Layer {
     input: usize,
     /// One input channel to each output channel.
     depthwise: bool,
+    /// Do channels count along axis 1 of what it reads and returns, and not along the last?
+    spatial: bool,
 }
 
 impl Layer {
@@ -42,6 +44,7 @@ impl Layer {
             None => None,
             Some(_) => Some(own(2)?.0),
         };
+        let spatial = node.op_as::<Conv>().is_some();
         let (output, input, depthwise) = if let Some(conv) = node.op_as::<Conv>() {
             let depthwise = conv.group > 1 && conv.group == *shape.first()? && shape.get(1) == Some(&1);
             (conv.group == 1 || depthwise).then_some((0, 1, depthwise))?
@@ -52,7 +55,7 @@ impl Layer {
         } else {
             return None;
         };
-        Some(Self { weight, bias, shape, output, input, depthwise })
+        Some(Self { weight, bias, shape, output, input, depthwise, spatial })
     }
 
     fn channels(&self) -> (usize, usize) {
@@ -108,7 +111,7 @@ pub fn equalize(graph: &mut Graph) -> Result<usize, Fault> {
         .filter(|(first, second)| {
             let channels = first.channels().0;
             let bias = first.bias.and_then(|b| graph.constant(b)).is_none_or(|b| b.len() == channels);
-            channels == second.channels().1 && bias
+            channels == second.channels().1 && first.spatial == second.spatial && bias
         })
         .collect();
     for _ in 0..ROUNDS {
@@ -170,6 +173,16 @@ mod tests {
             let ranges = layer.ranges(&graph, layer.output).unwrap();
             assert!((ranges[0] / ranges[1] - 1.0).abs() < 3.0, "{ranges:?}");
         }
+    }
+
+    /// The last axis of what a convolution returns may be as long as its channels are many.
+    #[test]
+    fn channels_of_a_convolution_are_no_columns() {
+        let source = r#"<ir_version: 8, opset_import: ["" : 17]> g (float[1,1,2,2] x) => (float[1,2,2,1] y)
+            <float[2,1,1,1] a = {2.0, 0.1}, float[2,1] c = {3.0, 1.0}> { p = Conv (x, a) y = MatMul (p, c) }"#;
+        let mut graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        infer(&mut graph);
+        assert_eq!(equalize(&mut graph).unwrap(), 0);
     }
 
     #[test]

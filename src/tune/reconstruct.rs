@@ -110,11 +110,16 @@ fn takes_part(run: usize, runs: usize) -> bool {
     runs < HELD_OUT || run % HELD_OUT != HELD_OUT - 1
 }
 
-/// Of so many samples, those that take no part in the choice of weights though they are run; all of them if there are few.
-pub fn held_out(samples: usize) -> Vec<usize> {
+/// Of so many samples, those that weights are chosen on, and those that judge; if there are few, all judge and none is left.
+pub fn shares(samples: usize) -> (Vec<usize>, Vec<usize>) {
     let all: Vec<usize> = runs(samples).collect();
-    let out = |(run, _): &(usize, &usize)| all.len() < HELD_OUT || !takes_part(*run, all.len());
-    all.iter().enumerate().filter(out).map(|(_, &index)| index).collect()
+    if all.len() < HELD_OUT {
+        return (Vec::new(), all);
+    }
+    let (learning, judging): (Vec<_>, Vec<_>) =
+        all.iter().copied().enumerate().partition(|(run, _)| takes_part(*run, all.len()));
+    let indices = |part: Vec<(usize, usize)>| part.into_iter().map(|(_, index)| index).collect();
+    (indices(learning), indices(judging))
 }
 
 fn rows(layer: &Layer) -> usize {

@@ -22,6 +22,8 @@ fn what_is_typed_wins_over_the_file() {
     assert_eq!(report()["quantized"]["nodes"], serde_json::json!([]));
     compile("[compile]\neffort = 'fast'\nsamples = 3", &["--samples", "5"]).code(0);
     assert_eq!(report()["samples"], 5);
+    compile("[compile]\neffort = 'best'", &["--steps", "none"]).code(0);
+    assert_eq!(report()["quantized"]["steps"], serde_json::json!([]));
     compile("[compile]\nefort = 'fast'", &[]).code(1).says(&["did you mean `effort`?"]);
     compile("[compile]\neffort = 'slow'", &[]).code(2);
     compile("[compile]\nper-tensor = 'yes'", &[]).code(1).says(&["true or false"]);
@@ -103,4 +105,69 @@ fn steps_by_name() {
     qonnx(args!["compile", digits(), out, "--calib", samples(), "--steps", "magic"])
         .code(2)
         .says(&["smoothing"]);
+}
+
+#[test]
+fn bad_numbers_of_a_target_are_refused() {
+    let dir = tempdir();
+    let (table, out) = (dir.path().join("mine.toml"), dir.path().join("out.onnx"));
+    for (line, said) in [
+        ("levels = 0", "levels is 0"),
+        ("levels = 65535", "levels is 65535"),
+        ("weight_limit = 0", "weight_limit is 0"),
+        ("weight_limit = 128", "weight_limit is 128"),
+        ("opset = 7", "opset is 7"),
+        ("noise_weight = nan", "NaN is no cost"),
+        ("noise_weight = -1.0", "-1 is no cost"),
+        ("activations = []", "no types"),
+        ("activations = [\"float\"]", "no activations of type float"),
+        ("base = \"mine.toml\"", "duplicate key"),
+        ("[integer]\nConv = { integer = inf, float = 1.0 }", "inf is no cost"),
+    ] {
+        std::fs::write(&table, format!("base = \"ort-cpu\"\n{line}\n")).unwrap();
+        let outcome = qonnx(args!["compile", digits(), out, "--calib", samples(), "--target", table]);
+        outcome.code(1).one_error().says(&[said]);
+    }
+    std::fs::write(&table, "base = \"mine.toml\"\n").unwrap();
+    qonnx(args!["explain", digits(), "--target", table])
+        .code(1)
+        .one_error()
+        .says(&["not the name of a target"]);
+}
+
+#[test]
+fn pins_are_told_and_recorded() {
+    let dir = tempdir();
+    let (config, out) = (dir.path().join("q.toml"), dir.path().join("out.onnx"));
+    std::fs::write(
+        &config,
+        "[[node]]\nname = 'nobody'\nfloat = true\n[[value]]\nname = 'nothing*'\nrange = [0.0, 1.0]\n",
+    )
+    .unwrap();
+    let fast = ["--steps", "none"];
+    qonnx(args!["compile", digits(), out, "--calib", samples(), "--config", config, fast[0], fast[1]])
+        .code(0)
+        .says(&["no node is called `nobody`", "no value is called `nothing*`"]);
+    let metadata = qonnx(args!["inspect", "--text", out]).code(0).out;
+    assert!(metadata.contains("[[node]] nobody float") && metadata.contains("[[value]] nothing* [0.0, 1.0]"));
+}
+
+#[test]
+fn errors_of_the_file_have_the_form_that_was_asked_for() {
+    let dir = tempdir();
+    let config = dir.path().join("q.toml");
+    std::fs::write(&config, "[compile]\nefort = 'fast'").unwrap();
+    let outcome = qonnx(args!["compile", "a", "b", "--config", config, "--message-format", "json"]).code(1);
+    let message: serde_json::Value = serde_json::from_str(outcome.err.trim()).unwrap();
+    assert_eq!((message["level"].as_str(), message["code"].as_i64()), (Some("error"), Some(1)));
+}
+
+#[test]
+fn what_stands_in_the_way_of_training_is_told() {
+    let dir = tempdir();
+    let out = dir.path().join("out.onnx");
+    let few = ["--samples", "3", "--steps", "block-training"];
+    qonnx(args!["compile", digits(), out, "--calib", samples(), few[0], few[1], few[2], few[3]])
+        .code(0)
+        .says(&["block training was left out", "too few"]);
 }

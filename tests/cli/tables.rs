@@ -53,3 +53,39 @@ fn ranges_of_other_tools() {
         compared.code(0);
     }
 }
+
+/// Broken tables: told in one line, never a panic.
+#[test]
+fn broken_tables_are_refused() {
+    let dir = tempdir();
+    let (table, out) = (dir.path().join("table.json"), dir.path().join("out.onnx"));
+    qonnx(args!["calibrate", digits(), "--calib", samples(), "--samples", "2", "-o", table, "-q"]).code(0);
+    let good = std::fs::read_to_string(&table).unwrap();
+    let first = good.find("\"batches\":").unwrap();
+    let huge =
+        format!("{}\"batches\":{},{}", &good[..first], u64::MAX, &good[first..].split_once(',').unwrap().1);
+    let bins = good.replacen("\"bins\":[[", "\"bins\":[[99999,1],[", 1);
+    let zeros = good.replacen("\"zeros\":", "\"zeros\":9999999999999999", 1);
+    for text in [
+        &good[..good.len() / 2],
+        &huge,
+        &bins,
+        &zeros,
+        "[]",
+        "TRT-1\nx",
+        "",
+        "{\"format\":\"qonnx calibration 9\"}",
+    ] {
+        std::fs::write(&table, text).unwrap();
+        qonnx(args!["compile", digits(), out, "--table", table]).code(1).one_error();
+        assert!(!out.exists());
+    }
+    let nowhere = dir.path().join("nowhere.json");
+    qonnx(args!["compile", digits(), out, "--table", nowhere]).code(1).one_error();
+    std::fs::write(&table, &good).unwrap();
+    let other = args!["compile", digits(), out, "--table", table, "--mode", "fp16"];
+    qonnx(other).code(1).says(&["--table goes with --mode static"]);
+    // Places of samples that are not there.
+    let few = args!["compile", digits(), out, "--table", table, "--calib", samples(), "--samples", "1"];
+    qonnx(few).code(0);
+}

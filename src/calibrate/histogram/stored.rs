@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{HUGE, Histogram, LANES, LEAST_EXPONENT, SIDE, exponent_above};
 use crate::error::Fault;
 
+/// More samples than a table can have: many of them can be added up.
+pub const MOST: u64 = 1 << 56;
+
 /// What a [`Histogram`] is, for a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,8 +81,12 @@ impl TryFrom<&Stored> for Histogram {
             let Some(slots) = slots else { crate::fail!("a run of bins lies outside") };
             slots.copy_from_slice(counts);
         }
-        bins.iter().try_fold(s.zeros, |sum, &c| sum.checked_add(c)).ok_or("counts are too large")?;
-        Ok(Self {
+        let apart = [s.zeros, s.nan, s.infinite, s.huge];
+        let total = apart.iter().chain(&bins).try_fold(0u64, |sum, &c| sum.checked_add(c));
+        if total.is_none_or(|t| t > MOST) {
+            crate::fail!("counts are too large");
+        }
+        let found = Self {
             exponent: s.exponent,
             bins,
             zeros: s.zeros,
@@ -88,7 +95,13 @@ impl TryFrom<&Stored> for Histogram {
             huge: s.huge,
             min,
             max,
-        })
+        };
+        // Nothing may be counted beyond the extremes.
+        let zeros = s.zeros == 0 || (min <= 0.0 && max >= 0.0);
+        if !zeros || found.cells().any(|cell| cell.lo > cell.hi) {
+            crate::fail!("there are counts beyond the extremes");
+        }
+        Ok(found)
     }
 }
 
@@ -124,6 +137,9 @@ mod tests {
             r#"{"exponent":1,"extremes":[0.0,1.0],"zeros":0,"bins":[[4096,1]]}"#,
             r#"{"exponent":1,"extremes":[0.0,1.0],"zeros":0,"bins":[[18446744073709551615,1]]}"#,
             r#"{"exponent":1,"extremes":[0.0,1.0],"zeros":18446744073709551615,"bins":[[0,1]]}"#,
+            r#"{"exponent":1,"extremes":[0.0,1.0],"zeros":72057594037927937,"bins":[]}"#,
+            r#"{"exponent":1,"extremes":[0.0,1.0],"zeros":0,"bins":[[4095,1]]}"#,
+            r#"{"exponent":1,"extremes":[0.5,1.0],"zeros":1,"bins":[]}"#,
             r#"{"exponent":-100,"zeros":1,"bins":[]}"#,
         ] {
             let stored: Stored = serde_json::from_str(text).unwrap();
