@@ -110,6 +110,12 @@ pub enum Numerics {
 /// the real numbers that they mean.
 pub type Watch<'a> = &'a mut dyn FnMut(ValueId, &Array);
 
+/// A watch, and the values it is for: making real numbers of integers takes time.
+struct Sight<'a> {
+    only: Option<&'a [ValueId]>,
+    watch: Watch<'a>,
+}
+
 impl Program {
     /// Runs the graph on one input for each graph input without a default; the outputs in order.
     pub fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, Error> {
@@ -124,7 +130,7 @@ impl Program {
     /// Runs what can be run: nodes of unknown operators, and what depends on them, are left out, and the second part
     /// names the first of them.
     pub fn run_as_far_as_possible(&self, inputs: &[Array], watch: Watch) -> Result<Outputs, Error> {
-        self.start(&data(inputs), Some(watch)).map(tensors)
+        self.start(&data(inputs), Some(Sight { only: None, watch })).map(tensors)
     }
 
     /// The same with nobody watching, which saves making real numbers of integers.
@@ -137,15 +143,22 @@ impl Program {
         whole(self.start(inputs, None)?)
     }
 
-    fn start(&self, inputs: &[Datum], mut watch: Option<Watch>) -> Result<Outputs<Datum>, Error> {
+    fn start(&self, inputs: &[Datum], mut sight: Option<Sight>) -> Result<Outputs<Datum>, Error> {
         budget::begin();
         let mut values = self.initial.clone();
         self.fill_inputs(&mut values, inputs)?;
-        if let Some(watch) = &mut watch {
-            self.show_inputs(&values, watch)?;
+        if let Some(sight) = &mut sight {
+            self.show_inputs(&values, sight)?;
         }
-        let problem = self.execute(&mut values, watch)?;
+        let problem = self.execute(&mut values, sight)?;
         Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
+    }
+
+    /// Can a watch see the value?
+    pub fn shows(&self, id: ValueId) -> bool {
+        let steps = self.steps.iter().flat_map(|step| &step.shown);
+        let input = self.slots.get(&id).is_some_and(|slot| self.inputs.contains(slot));
+        input || steps.chain(&self.shown).any(|shown| shown.id == id)
     }
 
     /// How many steps a run has.
@@ -173,21 +186,21 @@ impl Program {
         Ok(())
     }
 
-    fn show_inputs(&self, values: &[Option<Datum>], watch: Watch) -> Result<(), Error> {
+    fn show_inputs(&self, values: &[Option<Datum>], sight: &mut Sight) -> Result<(), Error> {
         let mut ids: Vec<_> = self.slots.iter().filter(|(_, slot)| self.inputs.contains(slot)).collect();
         ids.sort();
         for (&id, &slot) in ids {
             if let Some(Datum::Tensor(array)) = &values[slot] {
-                watch(id, array);
+                (sight.watch)(id, array);
             }
         }
-        self.shown.iter().try_for_each(|shown| shown.to(values, watch)).map_err(|f| f.at("inputs"))
+        self.shown.iter().try_for_each(|shown| shown.to(values, sight)).map_err(|f| f.at("inputs"))
     }
 
     fn execute(
         &self,
         values: &mut [Option<Datum>],
-        mut watch: Option<Watch>,
+        mut sight: Option<Sight>,
     ) -> Result<Option<Error>, Error> {
         let mut problem = None;
         // What was computed and is still to be read.
@@ -200,8 +213,8 @@ impl Program {
             }
             let made = step.outputs.iter().flatten().filter_map(|&(slot, _)| values[slot].as_ref());
             holding.take(made.map(room::bytes_of).sum());
-            if let Some(watch) = &mut watch {
-                let show = step.shown.iter().try_for_each(|shown| shown.to(values, watch));
+            if let Some(sight) = &mut sight {
+                let show = step.shown.iter().try_for_each(|shown| shown.to(values, sight));
                 show.map_err(|fault| fault.at(&step.place))?;
             }
             for &slot in &step.last_reads {
@@ -239,10 +252,13 @@ fn tensors((outputs, mut problem): Outputs<Datum>) -> Outputs {
 }
 
 impl Shown {
-    fn to(&self, values: &[Option<Datum>], watch: Watch) -> Result<(), Fault> {
+    fn to(&self, values: &[Option<Datum>], sight: &mut Sight) -> Result<(), Fault> {
+        if sight.only.is_some_and(|only| !only.contains(&self.id)) {
+            return Ok(());
+        }
         match (&values[self.slot], &self.meaning) {
-            (Some(Datum::Tensor(array)), None) => watch(self.id, array),
-            (Some(Datum::Tensor(array)), Some(meaning)) => watch(self.id, &meaning.reals(array)?),
+            (Some(Datum::Tensor(array)), None) => (sight.watch)(self.id, array),
+            (Some(Datum::Tensor(array)), Some(meaning)) => (sight.watch)(self.id, &meaning.reals(array)?),
             _ => {}
         }
         Ok(())

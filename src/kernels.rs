@@ -17,7 +17,7 @@ pub mod reduce;
 pub mod regex;
 pub mod requantize;
 pub mod sample;
-mod simd;
+pub mod simd;
 pub mod softmax;
 pub mod strided;
 pub mod window;

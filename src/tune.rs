@@ -24,7 +24,7 @@ use serde::Serialize;
 use self::distance::{Distance, judged, mean_ratio};
 use crate::calibrate::read::Samples;
 use crate::error::Error;
-use crate::interpret::Program;
+use crate::interpret::{Numerics, Program};
 use crate::ir::{Array, Graph, Tensor, ValueId};
 
 /// Samples on which steps are judged, at most.
@@ -80,12 +80,16 @@ impl<'a> Judge<'a> {
 
     /// Noise over signal at the outputs of a graph that was made from the float graph.
     pub fn noise(&self, quantized: &Graph) -> Result<f64, Error> {
-        let program = Program::new(quantized)?;
         // A part that the integer graph no longer has is not judged.
         let has =
             |&i: &usize| quantized.has_value(self.parts[i]) && quantized.name(self.parts[i]) == self.names[i];
         let here: Vec<usize> = (0..self.parts.len()).filter(has).collect();
         let parts: Vec<ValueId> = here.iter().map(|&i| self.parts[i]).collect();
+        // On integers, as it will run, unless a part then lies inside of an operator.
+        let mut program = Program::with_numerics(quantized, Numerics::Ort)?;
+        if !parts.iter().all(|&part| program.shows(part)) {
+            program = Program::new(quantized)?;
+        }
         let measure = |(index, wanted): &(usize, Vec<Option<Array>>)| {
             let found = program.values(&self.samples.load(*index)?, &parts)?;
             let mut distances = vec![Distance::default(); parts.len()];

@@ -22,6 +22,8 @@
 
 mod stored;
 
+use crate::kernels::simd::{self, Task};
+
 pub use stored::{MOST, Stored};
 
 const FRACTION_BITS: u32 = 9;
@@ -195,19 +197,7 @@ impl Histogram {
         let exponent = exponent_above(extent.min.abs().max(extent.max.abs()));
         self.widen(extent.min, extent.max, exponent, LANES + sides * SIDE);
         let scale = libm::ldexpf(1.0, OCTAVES as i32 + FRACTION_BITS as i32 - self.exponent);
-        let mut places = [[0; LANES]; CHUNK / LANES];
-        let (whole, rest) = values.as_chunks();
-        for (places, values) in places.iter_mut().zip(whole) {
-            *places = slots(values, scale);
-        }
-        if let Some(places) = places.get_mut(whole.len()) {
-            let mut last = [0.0; LANES];
-            last[..rest.len()].copy_from_slice(rest);
-            *places = slots(&last, scale);
-        }
-        for &place in places.as_flattened().iter().take(values.len()) {
-            self.bins[place as usize] += 1;
-        }
+        simd::run(Count { values, scale, bins: &mut self.bins });
     }
 
     /// Whether no sample differs from zero, so that any exponent describes the bins.
@@ -239,6 +229,13 @@ struct Extent {
 
 impl Extent {
     fn of(values: &[f32]) -> Self {
+        let mut extent = Self { min: 0.0, max: 0.0, plain: true };
+        simd::run(Measure { values, extent: &mut extent });
+        extent
+    }
+
+    #[inline(always)]
+    fn measure(values: &[f32]) -> Self {
         // Independent lanes, so that the compiler may use vectors. Magnitudes compare like their bits, NaN on top.
         let mut min = [f32::INFINITY; LANES];
         let mut max = [f32::NEG_INFINITY; LANES];
@@ -262,11 +259,51 @@ impl Extent {
     }
 }
 
+struct Measure<'a> {
+    values: &'a [f32],
+    extent: &'a mut Extent,
+}
+
+impl Task for Measure<'_> {
+    #[inline(always)]
+    fn run(self) {
+        *self.extent = Extent::measure(self.values);
+    }
+}
+
+/// Adds values, at most [`CHUNK`], to the bins.
+struct Count<'a> {
+    values: &'a [f32],
+    scale: f32,
+    bins: &'a mut [u64],
+}
+
+impl Task for Count<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let mut places = [[0; LANES]; CHUNK / LANES];
+        let (whole, rest) = self.values.as_chunks();
+        for (places, values) in places.iter_mut().zip(whole) {
+            *places = slots(values, self.scale);
+        }
+        if let Some(places) = places.get_mut(whole.len()) {
+            let mut last = [0.0; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            *places = slots(&last, self.scale);
+        }
+        for &place in &places.as_flattened()[..self.values.len()] {
+            let bin = &mut self.bins[place as usize];
+            *bin = bin.wrapping_add(1);
+        }
+    }
+}
+
 /// Places of the values in [`Histogram::bins`], given the reciprocal width of the equal bins. That is a power of two,
 /// so the product is exact.
 ///
 /// Both kinds of bins are computed and one is chosen, for want of a branch to mispredict. Zeros spread over the lanes,
-/// since runs of them (ReLU) would otherwise make each increment wait for the one before.
+/// since runs of them (ReLU) would otherwise make each increment wait for the one before. None of the operations can
+/// overflow; they are written as wrapping ones, as a check for each lane would keep the compiler from using vectors.
 #[inline(always)]
 fn slots(values: &[f32; LANES], scale: f32) -> [u32; LANES] {
     /// From here up, f32 has no fraction; adding it rounds.
@@ -277,12 +314,13 @@ fn slots(values: &[f32; LANES], scale: f32) -> [u32; LANES] {
     for lane in 0..LANES {
         let y = values[lane].abs() * scale;
         let rounded = y + WHOLE;
-        let equal = (rounded.to_bits() - WHOLE.to_bits()).cast_signed() - i32::from(rounded - WHOLE > y);
-        let octave = (y.to_bits() >> DROPPED).cast_signed() - FIRST_OCTAVE.cast_signed();
+        let equal = rounded.to_bits().wrapping_sub(WHOLE.to_bits());
+        let equal = equal.wrapping_sub(u32::from(rounded - WHOLE > y));
+        let octave = (y.to_bits() >> DROPPED).wrapping_sub(FIRST_OCTAVE);
         let bin = if y < OCTAVE as f32 { equal } else { octave };
-        let side = if values[lane] < 0.0 { LANES + SIDE } else { LANES } as i32;
-        let zero = if values[lane] == 0.0 { lane as i32 - LANES as i32 } else { 0 };
-        slots[lane] = (bin + side + zero).cast_unsigned();
+        let side = if values[lane] < 0.0 { (LANES + SIDE) as u32 } else { LANES as u32 };
+        let place = bin.wrapping_add(side);
+        slots[lane] = if values[lane] == 0.0 { lane as u32 } else { place };
     }
     slots
 }

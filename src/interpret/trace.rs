@@ -1,7 +1,7 @@
 //! What if a value had been another? A run whose values are all kept, and replays that compute again only what
 //! depends on a change.
 
-use super::{Action, Program, data};
+use super::{Action, Program, Sight, data};
 use crate::budget;
 use crate::error::{Error, Fault};
 use crate::ir::{Array, Datum, ValueId};
@@ -26,14 +26,11 @@ impl Program {
     /// Some values of a run; `None` where one was not computed.
     pub fn values(&self, inputs: &[Array], wanted: &[ValueId]) -> Result<Vec<Option<Array>>, Error> {
         let mut found = vec![None; wanted.len()];
-        let (outputs, _) = self.run_as_far_as_possible(inputs, &mut |id, array| {
-            wanted
-                .iter()
-                .zip(&mut found)
-                .filter(|(w, _)| **w == id)
-                .for_each(|(_, f)| *f = Some(array.clone()));
-        })?;
-        drop(outputs);
+        let mut keep = |id, array: &Array| {
+            let same = wanted.iter().zip(&mut found).filter(|(w, _)| **w == id);
+            same.for_each(|(_, f)| *f = Some(array.clone()));
+        };
+        self.start(&data(inputs), Some(Sight { only: Some(wanted), watch: &mut keep }))?;
         Ok(found)
     }
 

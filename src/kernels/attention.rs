@@ -198,7 +198,7 @@ fn weigh(scores: &mut [f32], biases: &[f32], keys: usize, round: Round) {
             let greatest = row.iter().copied().fold(f32::NEG_INFINITY, Real::maximum);
             row.iter_mut().for_each(|x| *x -= greatest);
             round(row);
-            row.iter_mut().for_each(|x| *x = math::exp(*x));
+            math::exp_slice(row);
             round(row);
             let mut sum = [row.iter().sum::<f32>()];
             round(&mut sum);

@@ -8,6 +8,8 @@
 
 pub mod gradient;
 
+use std::iter::repeat_n;
+
 use super::gemm::{Mat, MatMut, Number, Size, gemm};
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
@@ -37,8 +39,8 @@ impl Channels {
 
 /// `y[n, g·M+m, o] = bias[g·M+m] + Σ_{c,t} w[g·M+m, c, t] · x[n, g·C+c, position(o, t)]`.
 ///
-/// `x` has `batch·groups·input` planes, `w` has `groups·output·input` kernels and `y` receives `batch·groups·output`
-/// planes; a fault says that the windows are too large for memory.
+/// `x` has `batch·groups·input` planes, `w` has `groups·output·input` kernels and `y` gets `batch·groups·output` planes;
+/// a fault says that the windows are too large for memory.
 ///
 /// # Panics
 /// If a slice does not have the length that the extents say.
@@ -48,31 +50,29 @@ pub fn conv<T: Number>(
     x: &[T],
     w: &[T],
     bias: Option<&[T]>,
-    y: &mut [T],
-) -> Result<(), Fault> {
+) -> Result<Vec<T>, Fault> {
     let Channels { batch, groups, input, output } = channels;
     let (plane_in, plane_out) = (volume(axes, |a| a.input), volume(axes, |a| a.output));
     let depth = input * volume(axes, |a| a.kernel);
     assert_eq!(x.len(), batch * groups * input * plane_in, "x");
     assert_eq!(w.len(), groups * output * depth, "w");
-    assert_eq!(y.len(), batch * groups * output * plane_out, "y");
-    if y.is_empty() {
-        return Ok(());
+    let mut y = Vec::with_capacity(batch * groups * output * plane_out);
+    for channel in 0..batch * groups * output {
+        y.extend(repeat_n(bias.map_or(T::default(), |b| b[channel % (groups * output)]), plane_out));
     }
-    for (channel, plane) in y.chunks_exact_mut(plane_out).enumerate() {
-        plane.fill(bias.map_or(T::default(), |b| b[channel % (groups * output)]));
-    }
-    if x.is_empty() {
-        return Ok(());
+    if x.is_empty() || y.is_empty() {
+        return Ok(y);
     }
     let direct = axes.iter().all(|a| a.kernel == 1 && a.stride == 1 && a.begin == 0 && a.output == a.input);
     let few = input == 1 && !direct && (groups > 1 || output < 4);
     let phases = if few { Some(Phases::new(axes)?) } else { None };
+    let mut taps: Vec<(usize, T)> =
+        phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
     for (index, y) in y.chunks_exact_mut(output * plane_out).enumerate() {
         let x = &x[index * input * plane_in..][..input * plane_in];
         let w = &w[index % groups * output * depth..][..output * depth];
         match &phases {
-            Some(phases) => depthwise(phases, x, w, plane_out, y),
+            Some(phases) => depthwise(phases, &mut taps, x, w, plane_out, y),
             None if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
                 gemm(
@@ -87,19 +87,25 @@ pub fn conv<T: Number>(
             None => gathered(axes, input, output, x, w, y),
         }
     }
-    Ok(())
+    Ok(y)
 }
 
-/// One input plane, one kernel and one output plane for each output channel.
-fn depthwise<T: Number>(phases: &Phases, x: &[T], w: &[T], plane_out: usize, y: &mut [T]) {
-    let kernel = phases.taps().len();
+/// One input plane, one kernel and one output plane for each output channel. `taps` is room for those of a kernel.
+fn depthwise<T: Number>(
+    phases: &Phases,
+    taps: &mut [(usize, T)],
+    x: &[T],
+    w: &[T],
+    plane_out: usize,
+    y: &mut [T],
+) {
     T::scratch(phases.size() + phases.span(), |buffer| {
         let (split, sums) = buffer.split_at_mut(phases.size());
         phases.split(x, T::default(), split);
-        for (w, y) in w.chunks_exact(kernel).zip(y.chunks_exact_mut(plane_out)) {
-            let taps: Vec<(usize, T)> = phases.taps().iter().copied().zip(w.iter().copied()).collect();
+        for (w, y) in w.chunks_exact(taps.len()).zip(y.chunks_exact_mut(plane_out)) {
+            taps.iter_mut().zip(w).for_each(|(tap, &w)| tap.1 = w);
             sums.fill(y[0]); // the bias
-            fold(&taps, split, sums, |sum, x, w| sum.plus(x.times(w)));
+            fold(taps, split, sums, |sum, x, w| sum.plus(x.times(w)));
             phases.join(sums, y);
         }
     });

@@ -3,7 +3,7 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use super::math::{self, map_in_place};
+use super::math;
 
 /// `f32` or `f64`.
 pub trait Real:
@@ -123,13 +123,13 @@ macro_rules! real {
 
 real!(f32, libm::expf, libm::logf, libm::log1pf, libm::tanhf, libm::powf, {
     fn exp_slice(x: &mut [f32]) {
-        map_in_place(x, math::exp);
+        math::exp_slice(x);
     }
     fn tanh_slice(x: &mut [f32]) {
-        map_in_place(x, math::tanh);
+        math::tanh_slice(x);
     }
     fn sigmoid_slice(x: &mut [f32]) {
-        map_in_place(x, math::sigmoid);
+        math::sigmoid_slice(x);
     }
 });
 real!(f64, libm::exp, libm::log, libm::log1p, libm::tanh, libm::pow, {});

@@ -135,15 +135,24 @@ pub fn each_index(extents: &[usize], mut f: impl FnMut(&[usize])) {
 /// How a plane is laid out by the phases of a window's stride.
 #[derive(Debug)]
 pub struct Phases {
-    axes: Vec<Axis>,
-    /// For each axis, the phases that some tap reads.
-    used: Vec<Vec<usize>>,
-    /// For each axis, the length of one phase.
-    lengths: Vec<usize>,
+    /// What each row of the layout holds.
+    rows: Vec<Row>,
+    /// Elements of a row of the layout, and the distance between two of them in the source.
+    row: (usize, usize),
+    /// Where each row of windows starts in the layout of a phase, and the windows of a row.
+    windows: (Vec<usize>, usize),
     /// For each tap in row-major order, where its first window reads.
     taps: Vec<usize>,
     size: usize,
     span: usize,
+}
+
+/// A row of a phase: padding but for the elements `first..last`, the first of which lies at `source`.
+#[derive(Debug, Clone, Copy, Default)]
+struct Row {
+    source: usize,
+    first: usize,
+    last: usize,
 }
 
 impl Phases {
@@ -174,7 +183,14 @@ impl Phases {
             taps.push(phase * plane + offset);
         });
         let last = axes.iter().zip(&lengths).fold(0, |at, (a, &length)| at * length + a.output - 1);
-        Ok(Self { axes: axes.to_vec(), used, lengths, taps, size, span: last + 1 })
+        Ok(Self {
+            rows: rows(axes, &used, &lengths),
+            row: (lengths.last().copied().unwrap_or(1), axes.last().map_or(1, |a| a.stride)),
+            windows: windows(axes, &lengths),
+            taps,
+            size,
+            span: last + 1,
+        })
     }
 
     /// Elements of a plane split into its phases.
@@ -194,72 +210,76 @@ impl Phases {
 
     /// Splits a plane: `target`, of [`size`](Self::size) elements, receives `source`, and `pad` outside of it.
     pub fn split<T: Copy>(&self, source: &[T], pad: T, target: &mut [T]) {
-        let Some((last, outer)) = self.axes.split_last() else {
-            target.copy_from_slice(source);
-            return;
-        };
-        let row = self.lengths[outer.len()];
-        let mut lines = target.chunks_exact_mut(row);
-        let counts: Vec<usize> = self.used.iter().map(Vec::len).collect();
-        each_index(&counts, |choice| {
-            let phase = |axis: usize| self.used[axis][choice[axis]];
-            each_index(&self.lengths[..outer.len()], |index| {
-                let Some(line) = lines.next() else { return };
-                let position = outer.iter().enumerate().try_fold(0, |at, (i, a)| {
-                    let position = (index[i] * a.stride + phase(i)).checked_sub(a.begin)?;
-                    (position < a.input).then_some(at * a.input + position)
-                });
-                match position {
-                    Some(at) => {
-                        split_row(
-                            last,
-                            phase(outer.len()),
-                            &source[at * last.input..][..last.input],
-                            pad,
-                            line,
-                        );
-                    }
-                    None => line.fill(pad),
-                }
-            });
-        });
+        let (length, stride) = self.row;
+        for (line, row) in target.chunks_exact_mut(length).zip(&self.rows) {
+            line[..row.first].fill(pad);
+            line[row.last..].fill(pad);
+            if row.first < row.last {
+                copy_strided(&source[row.source..], stride, &mut line[row.first..row.last]);
+            }
+        }
     }
 
     /// Copies the windows' values out of the layout of a phase into a dense plane.
     pub fn join<T: Copy>(&self, source: &[T], target: &mut [T]) {
-        let Some((last, outer)) = self.axes.split_last() else {
-            target.copy_from_slice(source);
-            return;
-        };
-        let extents: Vec<usize> = outer.iter().map(|a| a.output).collect();
-        let mut lines = target.chunks_exact_mut(last.output);
-        each_index(&extents, |index| {
-            let row = index.iter().zip(&self.lengths).fold(0, |at, (&i, &length)| at * length + i);
-            if let Some(line) = lines.next() {
-                line.copy_from_slice(&source[row * self.lengths[outer.len()]..][..last.output]);
-            }
-        });
+        let (starts, length) = &self.windows;
+        for (line, &start) in target.chunks_exact_mut(*length).zip(starts) {
+            line.copy_from_slice(&source[start..][..*length]);
+        }
     }
 }
 
-/// One row of a phase: elements `phase − begin`, `phase − begin + stride`, … of the source.
-fn split_row<T: Copy>(axis: &Axis, phase: usize, source: &[T], pad: T, line: &mut [T]) {
-    let stride = axis.stride;
-    let last = (axis.input + axis.begin).saturating_sub(phase).div_ceil(stride).min(line.len());
-    let first = axis.begin.saturating_sub(phase).div_ceil(stride).min(last);
-    line[..first].fill(pad);
-    line[last..].fill(pad);
-    if first < last {
-        let source = &source[first * stride + phase - axis.begin..];
-        copy_strided(source, stride, &mut line[first..last]);
-    }
+/// The rows of all phases: those of one phase together, the phases in the order of [`Phases::taps`].
+fn rows(axes: &[Axis], used: &[Vec<usize>], lengths: &[usize]) -> Vec<Row> {
+    let Some((last, outer)) = axes.split_last() else { return vec![Row { source: 0, first: 0, last: 1 }] };
+    let mut rows = Vec::new();
+    let counts: Vec<usize> = used.iter().map(Vec::len).collect();
+    each_index(&counts, |choice| {
+        let phase = used[outer.len()][choice[outer.len()]];
+        let end = (last.input + last.begin).saturating_sub(phase).div_ceil(last.stride);
+        let end = end.min(lengths[outer.len()]);
+        let first = last.begin.saturating_sub(phase).div_ceil(last.stride).min(end);
+        each_index(&lengths[..outer.len()], |index| {
+            let line = outer.iter().enumerate().try_fold(0, |at, (i, a)| {
+                let position = (index[i] * a.stride + used[i][choice[i]]).checked_sub(a.begin)?;
+                (position < a.input).then_some(at * a.input + position)
+            });
+            rows.push(match line {
+                Some(line) if first < end => Row {
+                    source: line * last.input + first * last.stride + phase - last.begin,
+                    first,
+                    last: end,
+                },
+                _ => Row::default(),
+            });
+        });
+    });
+    rows
+}
+
+/// Where each row of windows starts in the layout of a phase, and the windows of a row.
+fn windows(axes: &[Axis], lengths: &[usize]) -> (Vec<usize>, usize) {
+    let Some((last, outer)) = axes.split_last() else { return (vec![0], 1) };
+    let mut starts = Vec::new();
+    let extents: Vec<usize> = outer.iter().map(|a| a.output).collect();
+    each_index(&extents, |index| {
+        let row = index.iter().zip(lengths).fold(0, |at, (&i, &length)| at * length + i);
+        starts.push(row * lengths[outer.len()]);
+    });
+    (starts, last.output)
 }
 
 /// Copies every `stride`-th element of the source until the target is full.
 pub fn copy_strided<T: Copy>(source: &[T], stride: usize, target: &mut [T]) {
     match stride {
         1 => target.copy_from_slice(&source[..target.len()]),
-        2 => target.iter_mut().zip(source.chunks(2)).for_each(|(t, s)| *t = s[0]),
+        2 => {
+            let (pairs, single) = source.as_chunks::<2>();
+            let count = pairs.len().min(target.len());
+            let (paired, rest) = target.split_at_mut(count);
+            paired.iter_mut().zip(pairs).for_each(|(t, s)| *t = s[0]);
+            rest.iter_mut().zip(single).for_each(|(t, s)| *t = *s);
+        }
         _ => target.iter_mut().zip(source.iter().step_by(stride)).for_each(|(t, &s)| *t = s),
     }
 }

@@ -12,7 +12,7 @@ use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Element, Fact, TensorType};
 use crate::kernels::broadcast::zip;
-use crate::kernels::math::{Real, map};
+use crate::kernels::math::{Real, map, of_slice, through};
 use crate::kernels::number::Number;
 
 const fn def(name: &'static str, since: i64, parse: fn(&mut Attrs) -> Result<Arc<dyn Op>, Fault>) -> OpDef {
@@ -112,8 +112,8 @@ impl RealMap for Activation {
                 let alpha = T::from(alpha);
                 map(x, |v| if v < zero { alpha * v } else { v })
             }
-            Self::Sigmoid {} => map(x, T::sigmoid),
-            Self::Tanh {} => map(x, T::tanh),
+            Self::Sigmoid {} => of_slice(x, T::sigmoid_slice),
+            Self::Tanh {} => of_slice(x, T::tanh_slice),
             Self::HardSigmoid { alpha, beta } => {
                 let [alpha, beta] = [alpha, beta].map(T::from);
                 map(x, |v| (alpha * v + beta).at_least(zero).at_most(one))
@@ -124,15 +124,15 @@ impl RealMap for Activation {
             }
             Self::Elu { alpha } => {
                 let alpha = T::from(alpha);
-                map(x, |v| if v < zero { alpha * v.exp_m1() } else { v })
+                through(x, |v| v, T::exp_m1_slice, |v, e| if v < zero { alpha * e } else { v })
             }
             Self::Selu { alpha, gamma } => {
                 let [alpha, gamma] = [alpha, gamma].map(T::from);
-                map(x, |v| gamma * if v < zero { alpha * v.exp_m1() } else { v })
+                through(x, |v| v, T::exp_m1_slice, |v, e| gamma * if v < zero { alpha * e } else { v })
             }
             Self::Celu { alpha } => {
                 let alpha = T::from(alpha);
-                map(x, |v| v.at_least(zero) + (alpha * (v / alpha).exp_m1()).at_most(zero))
+                through(x, |v| v / alpha, T::exp_m1_slice, |v, e| v.at_least(zero) + (alpha * e).at_most(zero))
             }
             Self::Softplus {} => map(x, |v| v.at_least(zero) + (-v.magnitude()).exp().log_1p()),
             Self::Softsign {} => map(x, |v| v / (one + v.magnitude())),
@@ -142,21 +142,24 @@ impl RealMap for Activation {
             }
             Self::Gelu { tanh: false } => {
                 let scale = half.root();
-                map(x, |v| half * v * (one + (scale * v).erf()))
+                through(x, |v| scale * v, T::erf_slice, |v, e| half * v * (one + e))
             }
             Self::Gelu { tanh: true } => {
                 let (scale, cubic) = ((two / T::from(std::f32::consts::PI)).root(), T::from(0.044715));
-                map(x, |v| half * v * (one + (scale * (v + cubic * v * v * v)).tanh()))
+                let before = |v| scale * (v + cubic * v * v * v);
+                through(x, before, T::tanh_slice, |v, t| half * v * (one + t))
             }
             // With e = exp(x), tanh(log(1 + e)) is n / (n + 2) for n = e·(e + 2); beyond 20 it is 1.
-            Self::Mish {} => map(x, |v| {
-                let e = v.at_most(T::from(20.0)).exp();
-                let n = e * (e + two);
-                v * (n / (n + two))
-            }),
+            Self::Mish {} => {
+                let before = |v: T| v.at_most(T::from(20.0));
+                through(x, before, T::exp_slice, |v, e| {
+                    let n = e * (e + two);
+                    v * (n / (n + two))
+                })
+            }
             Self::Swish { alpha } => {
                 let alpha = T::from(alpha);
-                map(x, |v| v * (alpha * v).sigmoid())
+                through(x, |v| alpha * v, T::sigmoid_slice, |v, s| v * s)
             }
             Self::Shrink { lambd, bias } => {
                 let [lambd, bias] = [lambd, bias].map(T::from);

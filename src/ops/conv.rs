@@ -152,9 +152,7 @@ impl Convolution for Conv {
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
         let (channels, axes, shape) = self.place(x_shape, w_shape)?;
         check_bias(bias, w_shape.first())?;
-        let mut y = vec![T::default(); element_count(&shape)?];
-        conv(channels, &axes, x, w, bias, &mut y)?;
-        Ok((y, shape))
+        Ok((conv(channels, &axes, x, w, bias)?, shape))
     }
 }
 

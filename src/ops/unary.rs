@@ -10,7 +10,7 @@ use super::{Attrs, ONNX, Op, OpDef, integer, Gradient};
 use crate::error::Fault;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, DType, Fact, TensorType};
-use crate::kernels::math::{Real, map};
+use crate::kernels::math::{Real, map, of_slice};
 use crate::kernels::number::{Integer, Number};
 
 macro_rules! functions {
@@ -56,14 +56,14 @@ impl RealMap for Unary {
                     v
                 }
             }),
-            Self::Exp => map(x, T::exp),
+            Self::Exp => of_slice(x, T::exp_slice),
             Self::Log => map(x, T::log),
             Self::Sqrt => map(x, T::root),
             Self::Reciprocal => map(x, |v| one / v),
             Self::Floor => map(x, T::floored),
             Self::Ceil => map(x, T::ceiled),
             Self::Round => map(x, T::rounded),
-            Self::Erf => map(x, T::erf),
+            Self::Erf => of_slice(x, T::erf_slice),
             Self::Sin => map(x, T::sine),
             Self::Cos => map(x, T::cosine),
             Self::Tan => map(x, T::tangent),

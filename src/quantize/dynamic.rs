@@ -27,6 +27,7 @@ use crate::interpret::Program;
 use crate::ir::{
     Array, DType, Graph, Model, NodeId, Tensor, TensorType, Value, ValueId, attribute, schedule,
 };
+use crate::kernels::math::round;
 use crate::ops::gemm::Gemm;
 use crate::passes::node;
 
@@ -117,7 +118,7 @@ fn quantization_noise(values: &[f32]) -> (f64, f64) {
         return (0.0, 0.0);
     }
     values.iter().fold((0.0, 0.0), |(signal, noise), &v| {
-        let error = f64::from(v - (v / step).round_ties_even() * step);
+        let error = f64::from(v - round(v / step) * step);
         (signal + f64::from(v) * f64::from(v), noise + error * error)
     })
 }

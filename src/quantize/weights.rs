@@ -15,6 +15,7 @@ use super::plan::Plan;
 use super::target::Target;
 use crate::error::Fault;
 use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Rule};
+use crate::kernels::math::round;
 
 /// A constant in integers. `real ≈ (elements - zero_point) · scale`, by channel if there are several scales.
 #[derive(Debug, Clone)]
@@ -146,7 +147,7 @@ pub fn weight_of(
 
 /// The integer nearest to `w / scale`, symmetric.
 fn nearest(w: f32, scale: f32, limit: i32) -> i8 {
-    (w / scale).round_ties_even().clamp(-limit as f32, limit as f32) as i8
+    round(w / scale).clamp(-limit as f32, limit as f32) as i8
 }
 
 /// Shares of the greatest weight that are tried as the end of a range, in fiftieths.
@@ -156,7 +157,7 @@ const FIFTIETHS: std::ops::RangeInclusive<u16> = 15..=50;
 pub fn least_error(weights: &[f32], high: f32) -> f32 {
     let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
     let error = |scale: f32| -> f64 {
-        let of = |&w: &f32| f64::from(w - (w / scale).round_ties_even().clamp(-high, high) * scale).powi(2);
+        let of = |&w: &f32| f64::from(w - round(w / scale).clamp(-high, high) * scale).powi(2);
         weights.iter().map(of).sum()
     };
     let scales = FIFTIETHS.map(|n| largest * f32::from(n) / 50.0 / high).filter(|s| s.is_normal());

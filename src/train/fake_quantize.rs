@@ -8,6 +8,7 @@
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Gradient, Op, Run};
+use crate::kernels::math::round;
 use crate::kernels::requantize::{fake_quantize_gradient, fake_quantize_slice};
 use crate::ops::slots::{around, required};
 use crate::quantize::weights::pairs;
@@ -57,7 +58,7 @@ impl FakeQuantize {
         let (low, high) = ((self.low - zero) as f32, (self.high - zero) as f32);
         self.runs(x.shape(), scales.len(), |start, len, p| {
             for (q, &v) in out[start..start + len].iter_mut().zip(&values[start..start + len]) {
-                *q = (v / scales[p]).clamp(low, high).round_ties_even() as i32 + zero;
+                *q = round((v / scales[p]).clamp(low, high)) as i32 + zero;
             }
         })?;
         if self.pairs && x.rank() >= 2 {

@@ -17,6 +17,7 @@ use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Tensor, Value, ValueId};
 use crate::kernels::gemm::{Mat, MatMut, Size, gemm};
+use crate::kernels::math::round;
 use crate::kernels::requantize::fake_quantize_slice;
 use crate::ops::gemm::Gemm;
 use crate::ops::quantize::Dequantize;
@@ -210,8 +211,7 @@ impl Problem<'_> {
             let largest = (0..self.depth).fold(0f32, |m, k| m.max(weights[of(k)].abs()));
             let scale = largest / 127.0;
             if scale > 0.0 {
-                (0..self.depth)
-                    .for_each(|k| weights[of(k)] = (weights[of(k)] / scale).round_ties_even() * scale);
+                (0..self.depth).for_each(|k| weights[of(k)] = round(weights[of(k)] / scale) * scale);
             }
         }
         let found = self.products(&rows, &weights);

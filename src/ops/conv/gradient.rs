@@ -51,8 +51,7 @@ impl ConvTranspose {
         // The convolution from `y` to `x` has the same weight.
         let turned = channels.turned();
         if run.wants(0) {
-            let mut values = vec![T::ZERO; x.len()];
-            conv(turned, &axes, dy.slice::<T>()?, w.slice()?, None, &mut values)?;
+            let values = conv(turned, &axes, dy.slice::<T>()?, w.slice()?, None)?;
             dx = Some(T::array(x.shape(), values)?);
         }
         if run.wants(1) {

@@ -6,6 +6,7 @@
 //! step size: `∂y/∂s = round(x/s) - x/s` inside and `q - z` outside.
 
 use super::{Dequantize, Layout, Quantize};
+use crate::kernels::math::round;
 use crate::error::Fault;
 use crate::ir::affine::limits;
 use crate::ir::{Array, Gradient, Run};
@@ -34,7 +35,7 @@ impl Gradient for Quantize {
             let (s, z) = (scales[p], zeros[p]);
             let (mut by_scale, mut by_zero) = (0f64, 0f64);
             for i in span {
-                let v = (xs[i] / s).round_ties_even() + z;
+                let v = round(xs[i] / s) + z;
                 if v >= low as f32 && v <= high as f32 {
                     dx[i] = dys[i] / s;
                     by_scale -= f64::from(dys[i] * xs[i]) / f64::from(s * s);

@@ -10,6 +10,7 @@ use super::gptq::{self, Gram};
 use super::store::{self, Packed};
 use crate::error::Fault;
 use crate::ir::{Array, DType, Tensor, ValueId};
+use crate::kernels::math::round;
 
 /// How 4-bit integers are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -59,7 +60,7 @@ pub fn holding(block: impl Iterator<Item = f32>) -> f32 {
 
 /// The nearest 4-bit integer.
 pub fn nearest(value: f32, scale: f32) -> i8 {
-    (value / scale).round_ties_even().clamp(-8.0, 7.0) as i8
+    round(value / scale).clamp(-8.0, 7.0) as i8
 }
 
 /// The scale of a block by this algorithm.
