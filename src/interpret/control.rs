@@ -4,7 +4,9 @@
 use super::{Program, room};
 use crate::budget::{self, Holding};
 use crate::error::{Error, Fault};
-use crate::ir::{Array, Control, Datum, Op, with_array};
+use crate::ir::{Array, Control, Datum, Op};
+use crate::kernels::strided::take_array;
+use crate::ops::join::Concat;
 
 /// A loop that runs longer than this is taken for endless.
 const MAX_ITERATIONS: i64 = 10_000_000;
@@ -249,9 +251,11 @@ fn slices(array: &Array, axis: i64, reverse: bool) -> Result<Vec<Array>, Fault> 
     if !(0..rank).contains(&axis) {
         crate::fail!("axis {axis} of an array of rank {rank}");
     }
-    let axis = ndarray::Axis(axis as usize);
-    let mut parts: Vec<Array> =
-        with_array!(array, a => a.axis_iter(axis).map(|part| part.to_owned().into_shared().into()).collect());
+    let axis = axis as usize;
+    let mut shape = array.shape().to_vec();
+    let extent = shape.remove(axis);
+    let part = |i| take_array(array, axis, &[i])?.reshaped(&shape);
+    let mut parts = (0..extent).map(part).collect::<Result<Vec<Array>, Fault>>()?;
     if reverse {
         parts.reverse();
     }
@@ -267,16 +271,9 @@ fn stacked(parts: Vec<Datum>, axis: i64) -> Result<Datum, Fault> {
     if !(0..rank).contains(&axis) {
         crate::fail!("axis {axis} of an array of rank {rank}");
     }
-    fn stack<T: crate::ir::Element>(
-        parts: &[Array],
-        _like: &crate::ir::Nd<T>,
-        axis: usize,
-    ) -> Result<Array, Fault>
-    where
-        Array: From<ndarray::ArrayD<T>>,
-    {
-        let views = parts.iter().map(|p| Ok(p.typed::<T>()?.view())).collect::<Result<Vec<_>, Fault>>()?;
-        Ok(ndarray::stack(ndarray::Axis(axis), &views)?.into())
-    }
-    with_array!(first, a => stack(&parts, a, axis as usize)).map(Datum::Tensor)
+    let mut shape = first.shape().to_vec();
+    shape.insert(axis as usize, 1);
+    let parts = parts.iter().map(|p| p.reshaped(&shape).map(Some)).collect::<Result<Vec<_>, _>>()?;
+    let joined = Concat { axis }.float(&parts)?.pop().ok_or("nothing was joined")?;
+    Ok(Datum::Tensor(joined))
 }

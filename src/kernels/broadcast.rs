@@ -104,30 +104,46 @@ impl<const N: usize> Walk<N> {
     }
 }
 
+/// Elements of a row that are taken at once.
+const BLOCK: usize = 1024;
+
 /// `f` of every pair of elements of `a` and `b`, with the broadcast shape.
-pub fn zip<A, B, C>(
+///
+/// An element that is repeated along a row is written out first, so that there is one loop for each `f`, not four.
+pub fn zip<A: Clone, B: Clone, C>(
     (a, a_shape): (&[A], &[usize]),
     (b, b_shape): (&[B], &[usize]),
     f: impl Fn(&A, &B) -> C,
 ) -> Result<(Vec<usize>, Vec<C>), Fault> {
     let walk = Walk::new([a_shape, b_shape])?;
     let mut out = Vec::with_capacity(walk.shape.iter().product());
-    let n = walk.row;
-    match walk.steps {
-        [true, true] => {
-            walk.rows(|[i, j]| out.extend(a[i..i + n].iter().zip(&b[j..j + n]).map(|(x, y)| f(x, y))));
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    walk.rows(|[i, j]| {
+        for start in (0..walk.row).step_by(BLOCK) {
+            let count = BLOCK.min(walk.row - start);
+            let x = operand(a, i, walk.steps[0].then_some(start), count, &mut left);
+            let y = operand(b, j, walk.steps[1].then_some(start), count, &mut right);
+            out.extend(x.iter().zip(y).map(|(x, y)| f(x, y)));
         }
-        [true, false] => walk.rows(|[i, j]| {
-            let y = &b[j];
-            out.extend(a[i..i + n].iter().map(|x| f(x, y)));
-        }),
-        [false, true] => walk.rows(|[i, j]| {
-            let x = &a[i];
-            out.extend(b[j..j + n].iter().map(|y| f(x, y)));
-        }),
-        [false, false] => walk.rows(|[i, j]| out.extend((0..n).map(|_| f(&a[i], &b[j])))),
-    }
+    });
     Ok((walk.shape, out))
+}
+
+/// Elements of an operand whose row begins at `at`: from `start` on, or the same one again and again, for which there is
+/// a buffer.
+fn operand<'a, T: Clone>(
+    all: &'a [T],
+    at: usize,
+    start: Option<usize>,
+    count: usize,
+    buffer: &'a mut Vec<T>,
+) -> &'a [T] {
+    if let Some(start) = start {
+        return &all[at + start..][..count];
+    }
+    buffer.clear();
+    buffer.resize(count, all[at].clone());
+    buffer
 }
 
 /// Elements of `a` where `mask` holds, else of `b`, with the broadcast shape.

@@ -419,7 +419,8 @@ mod tests {
     #[test]
     fn slices_have_the_bits_of_single_elements() {
         let x: Vec<f32> = (0..2000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761))).collect();
-        let functions: [(fn(f32) -> f32, fn(&mut [f32])); 5] = [
+        type Both = (fn(f32) -> f32, fn(&mut [f32]));
+        let functions: [Both; 5] = [
             (exp, exp_slice),
             (exp_m1, exp_m1_slice),
             (tanh, tanh_slice),

@@ -59,7 +59,7 @@ impl Compare {
         Ok(Arc::new(Self { relation, axis: legacy_axis(attrs)? }))
     }
 
-    fn numbers<T: PartialOrd>(&self, a: Operand<T>, b: Operand<T>) -> Result<(Vec<usize>, Vec<bool>), Fault> {
+    fn numbers<T: PartialOrd + Clone>(&self, a: Operand<T>, b: Operand<T>) -> Result<(Vec<usize>, Vec<bool>), Fault> {
         match self.relation {
             Relation::Greater => zip(a, b, |x, y| x > y),
             Relation::GreaterOrEqual => zip(a, b, |x, y| x >= y),
@@ -79,7 +79,7 @@ impl Compare {
     }
 }
 
-fn equal<T: PartialEq>(a: Operand<T>, b: Operand<T>) -> Result<(Vec<usize>, Vec<bool>), Fault> {
+fn equal<T: PartialEq + Clone>(a: Operand<T>, b: Operand<T>) -> Result<(Vec<usize>, Vec<bool>), Fault> {
     zip(a, b, |x, y| x == y)
 }
 
