@@ -5,7 +5,8 @@
 //! family adds one line to `families!`.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use crate::error::Fault;
 use crate::fail;
@@ -55,12 +56,17 @@ mod backend_tests;
 
 /// The form of an operator in force at this opset version.
 pub fn find(domain: &str, name: &str, version: i64) -> Option<&'static OpDef> {
+    /// The forms of each operator.
+    static FORMS: LazyLock<HashMap<(&str, &str), Vec<&OpDef>>> = LazyLock::new(|| {
+        let mut forms: HashMap<_, Vec<_>> = HashMap::new();
+        for def in FAMILIES.iter().flat_map(|(_, defs)| defs.iter()) {
+            forms.entry((def.domain, def.name)).or_default().push(def);
+        }
+        forms
+    });
     let domain = if domain == "ai.onnx" { ONNX } else { domain };
-    FAMILIES
-        .iter()
-        .flat_map(|(_, defs)| defs.iter())
-        .filter(|def| def.domain == domain && def.name == name && def.since <= version)
-        .max_by_key(|def| def.since)
+    let forms = FORMS.get(&(domain, name))?;
+    forms.iter().copied().filter(|def| def.since <= version).max_by_key(|def| def.since)
 }
 
 /// The attributes of one node, read by name; what was never asked for is noticed.

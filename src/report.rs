@@ -1,5 +1,6 @@
 //! What was done, for people (a few lines) and for programs (JSON of the same facts).
 
+mod activation;
 pub mod diff;
 pub mod dot;
 pub mod explain;
@@ -18,9 +19,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use self::activation::Activation;
 use self::provenance::Provenance;
 
-use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::Observers;
 use crate::calibrate::read::Samples;
 use crate::compare::closeness::Closeness;
@@ -39,7 +40,25 @@ use crate::quantize::weight_only::Stored;
 /// Outputs worse than this are called out: the result is hardly the same model.
 const POOR_SQNR: f64 = 10.0;
 
-/// The facts of one compilation.
+/// The facts of one compilation: as fields, as a few lines, as JSON and as a page.
+///
+/// ```
+/// # use std::path::Path;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let out = std::env::temp_dir().join(format!("qonnx-report-{}.onnx", std::process::id()));
+/// # let options = qonnx::Options::default();
+/// let report = qonnx::compile(Path::new("tests/data/digits.onnx"), &out, &options, &|_, _, _| {})?;
+/// assert_eq!((report.mode, report.target.as_str()), ("weight-only", "ort-cpu"));
+/// assert!(!report.quantized.nodes.is_empty() && report.quantized.activations.is_empty());
+/// for (operator, why) in &report.quantized.float {
+///     println!("{operator} stays float: {why}");
+/// }
+/// let page = qonnx::report::page::html(&report);
+/// assert!(page.contains("digits.onnx") && !page.contains("http://"));
+/// # std::fs::remove_file(&out).ok();
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Version of qonnx.
@@ -95,6 +114,9 @@ pub struct Quantized {
     pub stored: Vec<String>,
     /// Nodes with arithmetic that stayed float, and why.
     pub float: Vec<(String, String)>,
+    /// Estimated time of a run as a share of the float model's: arithmetic alone, as the target's table has its costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<f64>,
     /// Quantized activations.
     pub activations: Vec<Activation>,
     /// Noise over signal of each layer's output before and after its weights were rounded anew.
@@ -119,34 +141,6 @@ pub struct Quantized {
     pub warnings: Vec<String>,
 }
 
-/// A quantized activation.
-#[derive(Debug, Clone, Serialize)]
-pub struct Activation {
-    /// Name of the value.
-    pub value: String,
-    /// Step between quantized values.
-    pub scale: f32,
-    /// The integer that stands for 0.
-    pub zero_point: i32,
-    /// Least and greatest value seen.
-    pub seen: (f32, f32),
-    /// The method that chose the range.
-    pub method: String,
-    /// Signal-to-noise ratio of quantizing this value alone, in dB.
-    pub sqnr_db: f64,
-    /// The value whose parameters it shares, possibly itself.
-    pub group: String,
-    /// Least and greatest value that the integers stand for.
-    #[serde(skip)]
-    pub range: (f64, f64),
-    /// The share of elements beyond that.
-    #[serde(skip)]
-    pub clipped: f64,
-    /// How many elements lie in each of so many equal parts from the least value seen to the greatest.
-    #[serde(skip)]
-    pub histogram: Vec<u64>,
-}
-
 impl Quantized {
     /// Adds operators that compute in float and read weights in integers.
     pub fn store(&mut self, done: Stored) {
@@ -162,28 +156,11 @@ impl Quantized {
             stored: Vec::new(),
             nodes: plan.placement.integer.keys().filter(counts).map(name).collect(),
             float: plan.placement.float.iter().map(|(id, why)| (name(id), why.clone())).collect(),
+            time: Some(plan.placement.time).filter(|time| time.is_finite()),
             activations: plan
                 .activations
                 .iter()
-                .map(|(&v, a)| {
-                    let (low, high) = a.params.range();
-                    let (range, scale) = ((low.into(), high.into()), f64::from(a.params.scale));
-                    let (histogram, clipped) = seen
-                        .get(v)
-                        .map_or_else(Default::default, |o| spread(&o.histogram, a.seen, range, scale / 2.0));
-                    Activation {
-                        value: graph.name(v).into(),
-                        scale: a.params.scale,
-                        zero_point: a.params.zero_point,
-                        seen: a.seen,
-                        method: a.why.clone(),
-                        sqnr_db: a.sqnr.min(999.0),
-                        group: graph.name(a.group).into(),
-                        range,
-                        clipped,
-                        histogram,
-                    }
-                })
+                .map(|(&v, a)| Activation::new((graph.name(v), graph.name(a.group)), a, seen.get(v)))
                 .collect(),
             layers: Vec::new(),
             smoothed: Vec::new(),
@@ -394,23 +371,6 @@ impl Report {
     fn worst_activation(&self) -> Option<&Activation> {
         self.quantized.activations.iter().min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db))
     }
-}
-
-/// A histogram in equal parts, and the share of elements beyond a range by more than a hair.
-fn spread(histogram: &Histogram, seen: (f32, f32), range: (f64, f64), hair: f64) -> (Vec<u64>, f64) {
-    const PARTS: usize = 50;
-    let (low, width) = (f64::from(seen.0), f64::from(seen.1) - f64::from(seen.0));
-    let (mut parts, mut beyond, mut all) = (vec![0u64; PARTS], 0u64, 0u64);
-    for cell in histogram.cells().filter(|cell| cell.count > 0) {
-        let middle = (cell.lo + cell.hi) / 2.0;
-        let part = ((middle - low) / width.max(f64::MIN_POSITIVE) * PARTS as f64) as usize;
-        parts[part.min(PARTS - 1)] += cell.count;
-        all += cell.count;
-        if middle < range.0 - hair || middle > range.1 + hair {
-            beyond += cell.count;
-        }
-    }
-    (parts, beyond as f64 / all.max(1) as f64)
 }
 
 fn shown(output: &Closeness) -> String {

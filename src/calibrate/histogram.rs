@@ -89,22 +89,34 @@ impl Histogram {
         Self::default()
     }
 
-    /// Counts every value of `values`.
-    pub fn record(&mut self, values: &[f32]) {
+    /// Forgets everything, but keeps its memory.
+    pub fn clear(&mut self) {
+        let mut bins = std::mem::take(&mut self.bins);
+        bins.clear();
+        *self = Self { bins, ..Self::default() };
+    }
+
+    /// Counts every value of `values`; the greatest of them that is part of the distribution.
+    pub fn record(&mut self, values: &[f32]) -> Option<f32> {
         let mut kept = Vec::new();
+        let mut greatest = f32::NEG_INFINITY;
         for chunk in values.chunks(CHUNK) {
             let extent = Extent::of(chunk);
             if extent.plain {
                 self.count_plain(chunk, extent);
+                greatest = greatest.max(extent.max);
             } else {
                 kept.clear();
                 kept.extend(chunk.iter().filter(|&&x| self.is_plain(x)));
-                self.count_plain(&kept, Extent::of(&kept));
+                let extent = Extent::of(&kept);
+                self.count_plain(&kept, extent);
+                greatest = greatest.max(extent.max);
             }
         }
         for slot in self.bins.iter_mut().take(LANES) {
             self.zeros += std::mem::take(slot);
         }
+        (greatest > f32::NEG_INFINITY).then_some(greatest)
     }
 
     /// Adds the samples of `other`.

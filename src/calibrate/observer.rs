@@ -18,9 +18,15 @@ pub struct Observer {
 impl Observer {
     /// Takes in one more tensor, whatever its shape, of this sample.
     pub fn observe(&mut self, values: &[f32], sample: usize) {
-        self.histogram.record(values);
+        let greatest = self.histogram.record(values);
         self.batches += 1;
-        self.highest = higher(self.highest, self.histogram.extremes().map(|(_, max)| (max, sample)));
+        self.highest = higher(self.highest, greatest.map(|max| (max, sample)));
+    }
+
+    /// Forgets everything, but keeps its memory.
+    pub fn clear(&mut self) {
+        self.histogram.clear();
+        (self.batches, self.highest) = (0, None);
     }
 
     /// Takes in all that `other` saw.
@@ -38,7 +44,7 @@ fn higher(a: Option<(f32, usize)>, b: Option<(f32, usize)>) -> Option<(f32, usiz
 
 /// Observers of the watched values, by the id of the value.
 ///
-/// Each thread clones the empty table, fills it and gives it back; the merged result is the same in any order.
+/// Tables can be merged; the result is the same in any order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observers<K: Ord>(BTreeMap<K, Observer>);
 
@@ -86,6 +92,16 @@ impl<K: Ord + Copy> Observers<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_highest_value_is_that_of_its_sample_in_any_order() {
+        let samples = [3.0f32, 9.0, 1.0, 5.0];
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
+            let mut observer = Observer::default();
+            order.into_iter().for_each(|i| observer.observe(&[samples[i], f32::NAN, 2e30], i));
+            assert_eq!(observer.highest, Some((9.0, 1)));
+        }
+    }
 
     #[test]
     fn unwatched_values_leave_no_trace() {

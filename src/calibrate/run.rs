@@ -1,8 +1,11 @@
 //! Running the graph over the samples, with observers on the values that matter.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use rayon::prelude::*;
 
-use super::observer::Observers;
+use super::observer::{Observer, Observers};
 use super::read::Samples;
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
@@ -18,6 +21,9 @@ pub struct Calibration {
     /// Why a part of the graph could not be run, if so.
     pub problem: Option<Error>,
 }
+
+/// A tensor of so many elements is counted by its thread alone, and then added; a smaller one not worth that.
+const LARGE: usize = 1 << 13;
 
 /// Interprets `program` on every sample, whole samples in parallel. The result does not depend on their order.
 pub fn calibrate(
@@ -38,36 +44,42 @@ pub fn calibrate_on(
     indices: &[usize],
     progress: Progress,
 ) -> Result<Calibration, Error> {
-    let empty = || (Observers::watching(watched.iter().copied()), None);
-    let merge = |(mut a, p): (Observers<ValueId>, Option<(usize, Error)>),
-                 (b, q): (_, Option<(usize, Error)>)| {
-        a.merge(b);
-        let first = [p, q].into_iter().flatten().min_by_key(|(index, _)| *index);
-        (a, first)
-    };
-    // One table of observers for each thread's share, not for each sample: tables are large.
+    // One table for all threads: tables are large, and adding to one of a value takes little of the time of a run.
+    let table: BTreeMap<ValueId, Mutex<Observer>> =
+        watched.iter().map(|&id| (id, Mutex::default())).collect();
+    let lost = || Fault::new("a thread failed").at("calibration");
     let share = indices.len().div_ceil(rayon::current_num_threads().max(1)).max(1);
-    let (seen, problem) = indices
-        .par_chunks(share)
-        .map(|chunk| {
-            let (mut table, mut problem) = empty();
-            for &index in chunk {
-                let inputs = samples.load(index)?;
-                let (_, missed) = program.run_as_far_as_possible(&inputs, &mut |id, array| {
-                    if let Array::F32(values) = array
-                        && let Some(values) = values.as_slice()
-                    {
-                        table.observe(id, values, index);
-                    }
-                })?;
-                problem = problem.or(missed.map(|error| (index, error)));
-                progress();
+    let problems = indices.par_chunks(share).map(|chunk| {
+        let (mut own, mut problem, mut failed) = (Observer::default(), None, false);
+        for &index in chunk {
+            let inputs = samples.load(index)?;
+            let (_, missed) = program.run_as_far_as_possible(&inputs, &mut |id, array| {
+                let (Array::F32(values), Some(shared)) = (array, table.get(&id)) else { return };
+                let Some(values) = values.as_slice() else { return };
+                if values.len() >= LARGE {
+                    own.clear();
+                    own.observe(values, index);
+                }
+                match shared.lock() {
+                    Ok(mut shared) if values.len() >= LARGE => shared.merge(&own),
+                    Ok(mut shared) => shared.observe(values, index),
+                    Err(_) => failed = true,
+                }
+            })?;
+            if failed {
+                return Err(lost());
             }
-            Ok((table, problem))
-        })
-        .collect::<Result<Vec<_>, Error>>()?
-        .into_iter()
-        .fold(empty(), merge);
+            problem = problem.or(missed.map(|error| (index, error)));
+            progress();
+        }
+        Ok(problem)
+    });
+    let problems = problems.collect::<Result<Vec<_>, Error>>()?;
+    let problem = problems.into_iter().flatten().min_by_key(|(index, _)| *index);
+    let mut seen = Observers::watching([]);
+    for (id, observer) in table {
+        seen.put(id, observer.into_inner().map_err(|_| lost())?);
+    }
     if indices.is_empty() {
         return Err(Fault::new("there are no samples").at("calibration"));
     }

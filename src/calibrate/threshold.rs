@@ -44,14 +44,9 @@ pub enum Calibrator {
 /// The percentile meant if none is given.
 pub const PERCENTILE: f64 = 99.99;
 
-/// What [`Calibrator::Auto`] tries, the preferred one first.
-const CONTENDERS: [Calibrator; 5] = [
-    Calibrator::MinMax,
-    Calibrator::Percentile(99.999),
-    Calibrator::Percentile(99.99),
-    Calibrator::Entropy,
-    Calibrator::Mse,
-];
+/// What [`Calibrator::Auto`] tries between the extremes, which it prefers, and the least squared error, in this order.
+const CONTENDERS: [Calibrator; 3] =
+    [Calibrator::Percentile(99.999), Calibrator::Percentile(99.99), Calibrator::Entropy];
 
 /// A contender must bring the error below this share of the preferred one's. Less is noise of the data at hand, and
 /// clipping is a risk on data to come.
@@ -113,9 +108,17 @@ impl Calibrator {
         let mass = Mass::of(histogram);
         match self {
             Self::Auto => {
-                let [first, rest @ ..] = CONTENDERS.map(|method| method.choose_one(&mass, grid));
-                rest.into_iter()
-                    .fold(first, |best, next| if next.mse < best.mse * WORTHWHILE { next } else { best })
+                let least = Self::Mse.choose_one(&mass, grid);
+                let mut best = Self::MinMax.choose_one(&mass, grid);
+                for method in CONTENDERS {
+                    // Less than the least error there is not to be had.
+                    if least.mse >= best.mse * WORTHWHILE {
+                        return best;
+                    }
+                    let next = method.choose_one(&mass, grid);
+                    best = if next.mse < best.mse * WORTHWHILE { next } else { best };
+                }
+                if least.mse < best.mse * WORTHWHILE { least } else { best }
             }
             method => method.choose_one(&mass, grid),
         }

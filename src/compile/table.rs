@@ -80,6 +80,37 @@ pub fn interesting(graph: &Graph) -> Vec<ValueId> {
 }
 
 /// Runs a model on samples, or on one shard of them; what its values hold, and the ranges that the calibrator chooses.
+///
+/// Tables of several shards, merged, are the table of all samples:
+///
+/// ```
+/// use std::path::Path;
+///
+/// use qonnx::compile::table::{Shard, calibrate};
+/// use qonnx::{Mode, Options};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = Path::new("tests/data/digits.onnx");
+/// let options = Options { calib: Some("tests/data/digits/calib".into()), samples: Some(6), ..Options::default() };
+/// let shard = |index| calibrate(model, &options, Some(Shard { index, count: 2 }), &|_, _, _| {});
+/// let (mut table, _) = shard(0)?;
+/// table.merge(&shard(1)?.0)?;
+/// let (whole, ranges) = calibrate(model, &options, None, &|_, _, _| {})?;
+/// assert_eq!(table.text()?, whole.text()?);
+/// assert!(ranges.0.values().all(|range| range.lo <= 0.0 && range.hi >= 0.0));
+///
+/// // What a table knows takes the place of the samples.
+/// # let path = std::env::temp_dir().join(format!("qonnx-doc-{}.json", std::process::id()));
+/// # let out = path.with_extension("onnx");
+/// std::fs::write(&path, table.text()?)?;
+/// let options = Options { mode: Mode::Static, table: Some(path.clone()), ..Options::default() };
+/// let report = qonnx::compile(model, &out, &options, &|_, _, _| {})?;
+/// assert!(report.quantized.activations.iter().all(|a| a.scale > 0.0));
+/// # std::fs::remove_file(&path).ok();
+/// # std::fs::remove_file(&out).ok();
+/// # Ok(())
+/// # }
+/// ```
 pub fn calibrate(
     input: &Path,
     options: &Options,

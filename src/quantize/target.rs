@@ -8,7 +8,20 @@ use super::types::{Storage, Types};
 use super::weights::Form;
 use crate::error::Fault;
 
-/// A runtime and processor to compile for. The tables are `targets/*.toml`.
+/// A runtime and processor to compile for. The tables are `targets/*.toml`; one of your own may stand on one of them.
+///
+/// ```
+/// use qonnx::quantize::Target;
+///
+/// let path = std::env::temp_dir().join(format!("qonnx-doc-{}.toml", std::process::id()));
+/// std::fs::write(&path, "name = \"mine\"\nbase = \"ort-cpu\"\nactivations = [\"int8\"]\n").unwrap();
+/// let target = Target::named(path.to_str().unwrap())?;
+/// assert_eq!((target.name.as_str(), target.activations.as_slice()), ("mine", &["int8".to_string()][..]));
+/// assert_eq!(target.levels, Target::named("ort-cpu")?.levels);
+/// assert!(Target::named("ort-cup").unwrap_err().to_string().contains("ort-cup"));
+/// # std::fs::remove_file(&path).ok();
+/// # Ok::<(), qonnx::error::Fault>(())
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {

@@ -30,119 +30,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import onnx
+import nets
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
 
 THREADS = 2
 
 
-class Net:
-    """A graph under construction, with random weights."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(5)
-        self.nodes, self.weights = [], []
-
-    def constant(self, array):
-        name = f"c{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
-
-    def random(self, *shape, depth=None):
-        deviation = (2 / depth) ** 0.5 if depth else 0.02
-        return self.constant((self.rng.standard_normal(shape) * deviation).astype(np.float32))
-
-    def op(self, kind, *inputs, **attributes):
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def save(self, path, inputs, output, shape):
-        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
-        graph = helper.make_graph(self.nodes, "bench", inputs, [result], self.weights)
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def conv(net, x, inputs, outputs, kernel=1, stride=1):
-    depth = inputs * kernel * kernel
-    weight, bias = net.random(outputs, inputs, kernel, kernel, depth=depth), net.random(outputs)
-    return net.op("Conv", x, weight, bias, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4)
-
-
-def resnet(path):
-    """Bottleneck blocks as in ResNet-50, batch normalization folded into the convolutions as exporters do."""
-    net = Net()
-    x = net.op("Relu", conv(net, "image", 3, 64, 7, 2))
-    x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    channels = 64
-    for stage, blocks in enumerate([3, 4, 6, 3]):
-        width = 64 << stage
-        for block in range(blocks):
-            stride = 2 if stage and not block else 1
-            y = net.op("Relu", conv(net, x, channels, width))
-            y = net.op("Relu", conv(net, y, width, width, 3, stride))
-            y = conv(net, y, width, 4 * width)
-            if not block:
-                x = conv(net, x, channels, 4 * width, 1, stride)
-            x, channels = net.op("Relu", net.op("Add", y, x)), 4 * width
-    x = net.op("Flatten", net.op("GlobalAveragePool", x))
-    y = net.op("Gemm", x, net.random(1000, channels), net.random(1000), transB=1)
-    net.save(path, [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 224, 224])], y, [1, 1000])
-    return lambda rng: {"image": rng.standard_normal((1, 3, 224, 224)).astype(np.float32)}
-
-
-def encoder(path, layers=6, hidden=384, heads=12, length=128, words=30522):
-    """An encoder with the operators that exporters write for it."""
-    net = Net()
-    shape = lambda *extents: net.constant(np.int64(extents))
-    scalar = lambda value: net.constant(np.float32(value))
-
-    def dense(x, inputs, outputs):
-        return net.op("Add", net.random(outputs), net.op("MatMul", x, net.random(inputs, outputs, depth=2 * inputs)))
-
-    def normalized(x):
-        ones = net.constant(np.ones(hidden, np.float32))
-        return net.op("LayerNormalization", x, ones, net.random(hidden), axis=-1, epsilon=1e-12)
-
-    def split(x, *perm):
-        return net.op("Transpose", net.op("Reshape", x, shape(1, length, heads, hidden // heads)), perm=perm)
-
-    mask = net.op("Unsqueeze", net.op("Cast", "attention_mask", to=TensorProto.FLOAT), shape(1, 2))
-    mask = net.op("Mul", net.op("Sub", scalar(1), mask), scalar(np.finfo(np.float32).min))
-    x = net.op("Gather", net.random(words, hidden), "input_ids")
-    x = normalized(net.op("Add", x, net.random(1, length, hidden)))
-    for _ in range(layers):
-        q, k, v = (dense(x, hidden, hidden) for _ in range(3))
-        scores = net.op("MatMul", split(q, 0, 2, 1, 3), split(k, 0, 2, 3, 1))
-        scores = net.op("Div", scores, scalar((hidden / heads) ** 0.5))
-        context = net.op("MatMul", net.op("Softmax", net.op("Add", scores, mask), axis=-1), split(v, 0, 2, 1, 3))
-        context = net.op("Reshape", net.op("Transpose", context, perm=[0, 2, 1, 3]), shape(1, length, hidden))
-        x = normalized(net.op("Add", dense(context, hidden, hidden), x))
-        y = dense(x, hidden, 4 * hidden)
-        erf = net.op("Add", net.op("Erf", net.op("Div", y, scalar(2**0.5))), scalar(1))
-        y = net.op("Mul", net.op("Mul", y, erf), scalar(0.5))
-        x = normalized(net.op("Add", dense(y, 4 * hidden, hidden), x))
-    names = "input_ids", "attention_mask"
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [1, length]) for name in names]
-    net.save(path, inputs, x, [1, length, hidden])
-    return lambda rng: {
-        "input_ids": rng.integers(0, words, (1, length)),
-        "attention_mask": (np.arange(length) < rng.integers(length // 2, length + 1)).astype(np.int64)[None],
-    }
-
-
 def made(work, samples):
     """The two models and their samples, as files."""
-    for name, build in [("resnet", resnet), ("encoder", encoder)]:
+    for name, build in [("resnet", nets.resnet), ("encoder", nets.encoder)]:
         path, data = work / f"{name}.onnx", work / name
-        draw, rng = build(path), np.random.default_rng(1)
-        for index in range(samples):
-            directory = data / f"{index:04}"
-            directory.mkdir(parents=True)
-            for key, array in draw(rng).items():
-                np.save(directory / f"{key}.npy", array)
+        nets.samples(build(path), data, samples)
         yield path, data
 
 
@@ -177,7 +75,7 @@ def runtime(model, feeds, threads):
 
 
 def bench(qonnx, model, data, samples, rounds):
-    found = [{file.stem: np.load(file) for file in sorted(d.glob("*.npy"))} for d in sorted(data.iterdir()) if d.is_dir()]
+    found = nets.feeds(data)
     samples = min(samples, len(found) - THREADS)
     if samples < THREADS:
         sys.exit(f"{data}: {len(found)} samples are too few")

@@ -1,5 +1,14 @@
 use super::*;
 
+/// Every method that answers for itself.
+const METHODS: [Calibrator; 5] = [
+    Calibrator::MinMax,
+    Calibrator::Percentile(99.999),
+    Calibrator::Percentile(99.99),
+    Calibrator::Entropy,
+    Calibrator::Mse,
+];
+
 const N: usize = 1 << 15;
 
 fn histogram(values: &[f32]) -> Histogram {
@@ -221,7 +230,7 @@ fn auto_takes_the_least_error_and_clips_only_if_it_pays() {
         let h = histogram(&values);
         for grid in [Grid::asymmetric(256), Grid::symmetric(255), Grid::asymmetric(16)] {
             let auto = Calibrator::Auto.choose(&h, grid);
-            for method in CONTENDERS {
+            for method in METHODS {
                 let other = method.choose(&h, grid);
                 assert!(auto.mse * 0.97 <= other.mse, "{auto:?} against {other:?}");
                 let Range { lo, hi } = other.range;
@@ -237,7 +246,7 @@ fn auto_takes_the_least_error_and_clips_only_if_it_pays() {
 fn symmetric_grids_reach_as_far_on_either_side() {
     let h = histogram(&skewed());
     assert_eq!((Grid::symmetric(255).levels(), Grid::symmetric(256).levels()), (255, 255));
-    for method in CONTENDERS {
+    for method in METHODS {
         let Choice { range, .. } = method.choose(&h, Grid::symmetric(255));
         assert_eq!(range.lo, -range.hi, "{method}");
     }
@@ -248,7 +257,7 @@ fn tensors_without_extent_are_no_trouble() {
     let cases: [&[f32]; 7] =
         [&[], &[0.0, 0.0], &[3.0], &[-2.0, -2.0], &[f32::NAN, f32::INFINITY], &[1e-44, -1e-44], &[9e29]];
     for values in cases {
-        for method in CONTENDERS.into_iter().chain([Calibrator::Auto]) {
+        for method in METHODS.into_iter().chain([Calibrator::Auto]) {
             for grid in
                 [Grid::asymmetric(256), Grid::symmetric(3), Grid::asymmetric(65536), Grid::asymmetric(0)]
             {
@@ -263,7 +272,7 @@ fn tensors_without_extent_are_no_trouble() {
 
 #[test]
 fn names_are_read_as_they_are_written() {
-    for method in CONTENDERS.into_iter().chain([Calibrator::Auto]) {
+    for method in METHODS.into_iter().chain([Calibrator::Auto]) {
         assert_eq!(method.to_string().parse(), Ok(method));
     }
     assert_eq!("percentile".parse(), Ok(Calibrator::Percentile(99.99)));

@@ -47,6 +47,13 @@ fn cards(page: &mut String, report: &Report) {
         let share = format!("{:.1} %", 100.0 * output.argmax_agreement);
         card("same largest element", share, format!("{} of {} rows", output.agreeing, output.rows));
     }
+    if let Some(time) = quantized.time {
+        card(
+            "estimated speed",
+            format!("{:.2} ×", 1.0 / time.max(1e-3)),
+            "of the float model's arithmetic".into(),
+        );
+    }
     if let Some(mark) = &quantized.mark {
         card("bound", if mark.met { "kept".into() } else { "missed".into() }, escaped(&mark.summary()));
     }
@@ -149,14 +156,28 @@ fn activations(page: &mut String, all: &[Activation]) {
             number(a.seen.1.into()),
             number(a.scale.into()),
             Cell::Number(a.zero_point.into(), a.zero_point.to_string()),
+            text(&a.dtype),
             Cell::Number(a.clipped, format!("{:.3} %", 100.0 * a.clipped)),
+            Cell::Number(a.saturated, format!("{:.3} %", 100.0 * a.saturated)),
             text(&a.method),
         ]
     };
     let rows: Vec<_> = all.iter().map(row).collect();
     let about = "Every quantized value: the noise of quantizing it alone, what was seen of it with the range that was chosen \
-                 (bright), its scale, and the share of elements beyond the range.";
-    let head = ["value", "SQNR", "distribution", "least", "greatest", "scale", "zero", "clipped", "range"];
+                 (bright), its scale and type, the share of elements beyond the range, and that of those at its ends.";
+    let head = [
+        "value",
+        "SQNR",
+        "distribution",
+        "least",
+        "greatest",
+        "scale",
+        "zero",
+        "type",
+        "clipped",
+        "saturated",
+        "range",
+    ];
     table(page, "Activations", about, &head, &rows);
 }
 
