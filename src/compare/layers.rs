@@ -17,7 +17,7 @@ use crate::calibrate::read::Samples;
 use crate::calibrate::run::Progress;
 use crate::error::{Error, Fault};
 use crate::interpret::{Numerics, Program, node_label};
-use crate::ir::{Array, Graph, Port, Value, ValueId, schedule};
+use crate::ir::{Array, Graph, NodeId, Port, Value, ValueId, schedule};
 
 /// One value of both models.
 #[derive(Debug, Clone, Serialize)]
@@ -62,7 +62,7 @@ type Errors = (Option<Sums>, Option<Sums>);
 /// The readers of a value in the second graph, through QuantizeLinear and DequantizeLinear.
 struct Readers {
     /// Uses that read the value, or what comes back from quantizing it.
-    uses: Vec<(crate::ir::NodeId, usize)>,
+    uses: Vec<(NodeId, usize)>,
     /// The first value that comes back from quantizing it.
     dequantized: Option<ValueId>,
 }
@@ -78,8 +78,8 @@ impl Readers {
         for usage in graph.uses(value) {
             let Port::Input(slot) = usage.port else { continue };
             let quantized = graph.node(usage.node).is("QuantizeLinear") && slot == 0;
-            let pairs = quantized.then(|| graph.output(usage.node, 0)).flatten();
-            match pairs.map(|q| dequantizers(graph, q)).filter(|d| !d.is_empty()) {
+            let pairs = quantized.then(|| dequantizers(graph, usage.node));
+            match pairs.filter(|d| !d.is_empty()) {
                 None => self.uses.push((usage.node, slot)),
                 Some(values) => {
                     self.dequantized = self.dequantized.or(values.first().copied());
@@ -90,10 +90,20 @@ impl Readers {
     }
 }
 
-/// What DequantizeLinear makes of a quantized value.
-fn dequantizers(graph: &Graph, quantized: ValueId) -> Vec<ValueId> {
+/// What DequantizeLinear makes of a quantized value. With another scale it makes another value of it: a division by a
+/// constant may have gone into the scale.
+fn dequantizers(graph: &Graph, quantize: NodeId) -> Vec<ValueId> {
+    let Some(quantized) = graph.output(quantize, 0) else { return Vec::new() };
+    let scale = |node| graph.input(node, 1);
+    let same = |node| match (scale(quantize), scale(node)) {
+        (Some(a), Some(b)) if a != b => {
+            let array = |v| graph.constant(v).and_then(|t| t.array().ok());
+            array(a).is_some() && array(a) == array(b)
+        }
+        (a, b) => a == b,
+    };
     let read = graph.uses(quantized).into_iter().filter(|u| u.port == Port::Input(0));
-    let dequantize = read.filter(|u| graph.node(u.node).is("DequantizeLinear"));
+    let dequantize = read.filter(|u| graph.node(u.node).is("DequantizeLinear") && same(u.node));
     dequantize.filter_map(|u| graph.output(u.node, 0)).collect()
 }
 

@@ -89,3 +89,24 @@ fn weights_made_by_operators_are_no_layers() {
     assert_eq!(found.iter().map(|l| l.value.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d", "z"]);
     assert!(found[2].local_db.is_some());
 }
+
+#[test]
+fn a_factor_within_the_scale_is_not_taken_for_an_error() {
+    let float = r#"<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,28,28] x) => (float[1,1,28,28] z) <float six = {6}> {
+          m = Mul (x, x)
+          h = Div (m, six)
+          z = Neg (h)
+        }"#;
+    let quantized = r#"<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,28,28] x) => (float[1,1,28,28] z) <float wide = {0.06}, float fine = {0.01}, uint8 zero = {0}> {
+          m = Mul (x, x)
+          q = QuantizeLinear (m, wide, zero)
+          h = DequantizeLinear (q, fine, zero)
+          z = Neg (h)
+        }"#;
+    let found = layers(&graph(float), &graph(quantized));
+    let facts: Vec<(&str, Option<f64>)> = found.iter().map(|l| (l.value.as_str(), l.local_db)).collect();
+    assert_eq!((facts[0], facts[1].0), (("m", None), "h"));
+    assert!(facts[1].1.unwrap() > 20.0, "{facts:?}");
+}
