@@ -22,7 +22,7 @@ pub struct Calibration {
     pub problem: Option<Error>,
 }
 
-/// A tensor of so many elements is counted by its thread alone, and then added; a smaller one not worth that.
+/// A tensor of so many elements is counted by its thread alone, and then added; a smaller one is not worth that.
 const LARGE: usize = 1 << 13;
 
 /// Interprets `program` on every sample, whole samples in parallel. The result does not depend on their order.

@@ -131,7 +131,7 @@ class Bench:
 
     def table(self, title, *columns):
         columns = [*columns, "ratio", "peak MB"]
-        print(f"\n**{title}**\n\n| | " + " | ".join(columns) + " |\n|---" * 1 + "|" + "---|" * len(columns), flush=True)
+        print(f"\n**{title}**\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns), flush=True)
 
     def static(self, title, kind, *words):
         self.table(title, "qonnx", "quantize_static")
