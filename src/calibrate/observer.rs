@@ -1,4 +1,4 @@
-//! What calibration remembers of each value: a table of observers that threads fill apart and then merge.
+//! What calibration remembers of each value: observers, which can be added up, and tables of them.
 
 use std::collections::BTreeMap;
 
@@ -43,8 +43,6 @@ fn higher(a: Option<(f32, usize)>, b: Option<(f32, usize)>) -> Option<(f32, usiz
 }
 
 /// Observers of the watched values, by the id of the value.
-///
-/// Tables can be merged; the result is the same in any order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observers<K: Ord>(BTreeMap<K, Observer>);
 
@@ -52,11 +50,6 @@ impl<K: Ord + Copy> Observers<K> {
     /// A table that watches `keys` and nothing else.
     pub fn watching(keys: impl IntoIterator<Item = K>) -> Self {
         Self(keys.into_iter().map(|key| (key, Observer::default())).collect())
-    }
-
-    /// Whether `key` is watched: its tensor is worth keeping until it was observed.
-    pub fn watches(&self, key: K) -> bool {
-        self.0.contains_key(&key)
     }
 
     /// Shows a tensor of a sample to the observer of `key`; ignored if nobody watches.
@@ -80,13 +73,6 @@ impl<K: Ord + Copy> Observers<K> {
     pub fn iter(&self) -> impl Iterator<Item = (K, &Observer)> {
         self.0.iter().map(|(&key, observer)| (key, observer))
     }
-
-    /// Takes in all that `other` saw; then watches what either watched.
-    pub fn merge(&mut self, other: Observers<K>) {
-        for (key, observer) in other.0 {
-            self.0.entry(key).or_default().merge(&observer);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -107,24 +93,25 @@ mod tests {
     fn unwatched_values_leave_no_trace() {
         let mut table = Observers::watching([1u32, 2]);
         table.observe(3, &[1.0], 0);
-        assert!(!table.watches(3) && table.get(3).is_none());
+        assert!(table.get(3).is_none());
         assert_eq!(table, Observers::watching([2, 1]));
     }
 
     #[test]
     fn threads_give_what_one_thread_gives() {
         let numbers = |i: u32| (0..50).map(|j| (i % 20 * j) as f32 - 70.0).collect();
-        let tensors: Vec<(u32, Vec<f32>)> = (0..40).map(|i| (i % 3, numbers(i))).collect();
-        let empty = Observers::watching([0, 1]);
+        let tensors: Vec<Vec<f32>> = (0..40).map(numbers).collect();
         let run = |samples: std::ops::Range<usize>| {
-            let mut table = empty.clone();
-            samples.for_each(|i| table.observe(tensors[i].0, &tensors[i].1, i));
-            table
+            let mut observer = Observer::default();
+            samples.for_each(|i| observer.observe(&tensors[i], i));
+            observer
         };
         let mut merged = run(13..40);
-        merged.merge(run(0..13));
+        merged.merge(&run(0..13));
         assert_eq!(merged, run(0..40));
-        assert_eq!(merged.get(0).unwrap().highest, Some((19.0 * 49.0 - 70.0, 39)));
-        assert_eq!(merged.iter().map(|(key, o)| (key, o.batches)).collect::<Vec<_>>(), [(0, 14), (1, 13)]);
+        assert_eq!((merged.highest, merged.batches), (Some((19.0 * 49.0 - 70.0, 19)), 40));
+        merged.clear();
+        merged.observe(&tensors[3], 3);
+        assert_eq!(merged, run(3..4));
     }
 }
