@@ -27,6 +27,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::calibrate::config::Config;
 use crate::error::Error;
+use crate::kernels::simd;
 
 /// Version and facts of the build.
 const LONG_VERSION: &str = concat!(
@@ -116,6 +117,9 @@ pub fn run() -> ExitCode {
         }
     };
     console::start(arguments.message_format);
+    if let Some(problem) = simd::refused() {
+        return ExitCode::from(console::error(&anyhow::anyhow!(problem)));
+    }
     guard::apply(arguments.memory_limit, arguments.time_limit);
     keep_memory();
     guard::guarded(move || dispatch(arguments.command, command))

@@ -8,11 +8,11 @@
 
 pub mod gradient;
 
-use std::iter::repeat_n;
-
-use super::gemm::{Mat, MatMut, Number, Size, gemm};
+use super::finish::Finish;
+use super::gemm::{Mat, MatMut, Number, Size, contract, gemm};
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
+use crate::ir::Limits;
 
 /// Elements of the gathered matrix that a tile may have.
 const TILE: usize = 1 << 17;
@@ -51,16 +51,28 @@ pub fn conv<T: Number>(
     w: &[T],
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Fault> {
+    conv_finished(channels, axes, x, w, bias, &mut Finish::new(Limits::NONE))
+}
+
+/// The same, after which elements of `f32` are limited and noted while they are at hand.
+///
+/// # Panics
+/// Like [`conv`].
+pub fn conv_finished<T: Number>(
+    channels: Channels,
+    axes: &[Axis],
+    x: &[T],
+    w: &[T],
+    bias: Option<&[T]>,
+    finish: &mut Finish,
+) -> Result<Vec<T>, Fault> {
     let Channels { batch, groups, input, output } = channels;
     let (plane_in, plane_out) = (volume(axes, |a| a.input), volume(axes, |a| a.output));
     let depth = input * volume(axes, |a| a.kernel);
     assert_eq!(x.len(), batch * groups * input * plane_in, "x");
     assert_eq!(w.len(), groups * output * depth, "w");
-    let mut y = Vec::with_capacity(batch * groups * output * plane_out);
-    for channel in 0..batch * groups * output {
-        y.extend(repeat_n(bias.map_or(T::default(), |b| b[channel % (groups * output)]), plane_out));
-    }
-    if x.is_empty() || y.is_empty() {
+    let mut y = vec![T::default(); batch * groups * output * plane_out];
+    if y.is_empty() {
         return Ok(y);
     }
     let direct = axes.iter().all(|a| a.kernel == 1 && a.stride == 1 && a.begin == 0 && a.output == a.input);
@@ -69,22 +81,18 @@ pub fn conv<T: Number>(
     let mut taps: Vec<(usize, T)> =
         phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
     for (index, y) in y.chunks_exact_mut(output * plane_out).enumerate() {
+        let group = index % groups;
         let x = &x[index * input * plane_in..][..input * plane_in];
-        let w = &w[index % groups * output * depth..][..output * depth];
+        let w = &w[group * output * depth..][..output * depth];
+        let bias = bias.map(|bias| &bias[group * output..][..output]);
         match &phases {
-            Some(phases) => depthwise(phases, &mut taps, x, w, plane_out, y),
+            Some(phases) => depthwise(phases, &mut taps, x, (w, bias), y, finish),
             None if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
-                gemm(
-                    size,
-                    T::ONE,
-                    Mat::rows(w, input),
-                    Mat::rows(x, plane_in),
-                    T::ONE,
-                    MatMut::rows(y, plane_out),
-                );
+                let (w, x) = (Mat::rows(w, input), Mat::rows(x, plane_in));
+                contract(size, w, x, MatMut::rows(y, plane_out), bias, finish);
             }
-            None => gathered(axes, input, output, x, w, y),
+            None => gathered(axes, input, x, (w, bias), y, finish),
         }
     }
     Ok(y)
@@ -95,24 +103,33 @@ fn depthwise<T: Number>(
     phases: &Phases,
     taps: &mut [(usize, T)],
     x: &[T],
-    w: &[T],
-    plane_out: usize,
+    (w, bias): (&[T], Option<&[T]>),
     y: &mut [T],
+    finish: &mut Finish,
 ) {
+    let plane_out = y.len() / (w.len() / taps.len());
     T::scratch(phases.size() + phases.span(), |buffer| {
         let (split, sums) = buffer.split_at_mut(phases.size());
         phases.split(x, T::default(), split);
-        for (w, y) in w.chunks_exact(taps.len()).zip(y.chunks_exact_mut(plane_out)) {
+        for (channel, (w, y)) in w.chunks_exact(taps.len()).zip(y.chunks_exact_mut(plane_out)).enumerate() {
             taps.iter_mut().zip(w).for_each(|(tap, &w)| tap.1 = w);
-            sums.fill(y[0]); // the bias
+            sums.fill(bias.map_or(T::default(), |bias| bias[channel]));
             fold(taps, split, sums, |sum, x, w| sum.plus(x.times(w)));
             phases.join(sums, y);
+            T::finish(y, finish);
         }
     });
 }
 
 /// One group of one sample by gathering.
-fn gathered<T: Number>(axes: &[Axis], input: usize, output: usize, x: &[T], w: &[T], y: &mut [T]) {
+fn gathered<T: Number>(
+    axes: &[Axis],
+    input: usize,
+    x: &[T],
+    (w, bias): (&[T], Option<&[T]>),
+    y: &mut [T],
+    finish: &mut Finish,
+) {
     let plane_out = volume(axes, |a| a.output);
     let depth = input * volume(axes, |a| a.kernel);
     let width = tile_width(depth, plane_out);
@@ -121,16 +138,17 @@ fn gathered<T: Number>(axes: &[Axis], input: usize, output: usize, x: &[T], w: &
             let width = width.min(plane_out - first);
             let columns = &mut columns[..depth * width];
             gather(axes, input, x, first, width, columns);
-            let size = Size { m: output, n: width, k: depth };
+            let size = Size { m: y.len() / plane_out, n: width, k: depth };
             let target = MatMut { data: &mut y[first..], row: plane_out, col: 1 };
-            gemm(size, T::ONE, Mat::rows(w, depth), Mat::rows(columns, width), T::ONE, target);
+            contract(size, Mat::rows(w, depth), Mat::rows(columns, width), target, bias, finish);
         }
     });
 }
 
-/// Columns of a tile: many enough for the product to be efficient, a multiple of the vector width.
+/// Columns of a tile: many enough for the product to be efficient, about as many in each tile, whole register tiles.
 fn tile_width(depth: usize, columns: usize) -> usize {
-    (TILE / depth.max(1)).clamp(48, 1024).next_multiple_of(16).min(columns)
+    let widest = (TILE / depth.max(1)).clamp(96, 960);
+    columns.div_ceil(columns.div_ceil(widest).max(1)).next_multiple_of(48).min(columns)
 }
 
 /// Writes the taps of windows `first..first + width` as columns: row `c·taps + t` holds tap `t` of channel `c`.

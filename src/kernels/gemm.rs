@@ -1,12 +1,12 @@
 //! Matrix products `C ← β·C + α·A·B` over strided views.
 //!
-//! `f32` goes to the blocked, packed kernels of the `gemm-f32` crate, which choose their vector width when they run
-//! and are told here to use no threads. All other element types take one plain loop; integers wrap.
+//! `f32` goes to the blocks of [`product`](super::product). All other element types take one plain loop; integers wrap.
 
 use std::cell::Cell;
 use std::ops::{Add, Mul};
 
-use gemm_common::Parallelism;
+use super::finish::Finish;
+use super::product::{Ending, product};
 
 /// A number that contractions add and multiply.
 pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
@@ -24,10 +24,23 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
 
     /// `C ← β·C + α·A·B`, see [`gemm`]; the views have been checked.
     fn multiply(size: Size, alpha: Self, a: Mat<Self>, b: Mat<Self>, beta: Self, c: MatMut<Self>);
+
+    /// `C ← A·B` and a bias for each row, see [`contract`]; the views have been checked, rows of `C` are contiguous.
+    fn contract(
+        size: Size,
+        a: Mat<Self>,
+        b: Mat<Self>,
+        c: MatMut<Self>,
+        bias: Option<&[Self]>,
+        finish: &mut Finish,
+    );
+
+    /// Limits elements and notes their extremes; only for `f32`, others stay as they are.
+    fn finish(values: &mut [Self], finish: &mut Finish);
 }
 
 macro_rules! number {
-    ($($t:ty, $one:literal, $plus:expr, $times:expr, $multiply:ident;)*) => { $(impl Number for $t {
+    ($($t:ty, $one:literal, $plus:expr, $times:expr, $multiply:ident, $contract:ident, $finish:expr;)*) => { $(impl Number for $t {
         const ONE: Self = $one;
 
         #[inline(always)]
@@ -44,6 +57,16 @@ macro_rules! number {
             $multiply(size, alpha, a, b, beta, c);
         }
 
+        fn contract(
+            size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, bias: Option<&[Self]>, finish: &mut Finish,
+        ) {
+            $contract(size, a, b, c, bias, finish);
+        }
+
+        fn finish(values: &mut [Self], finish: &mut Finish) {
+            $finish(values, finish);
+        }
+
         fn scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
             thread_local!(static BUFFER: Cell<Vec<$t>> = const { Cell::new(Vec::new()) });
             let mut buffer = BUFFER.take();
@@ -58,16 +81,16 @@ macro_rules! number {
 }
 
 number! {
-    f32, 1.0, Add::add, Mul::mul, packed;
-    f64, 1.0, Add::add, Mul::mul, plain;
-    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain;
-    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain;
-    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain;
-    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain;
-    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain;
-    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain;
-    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain;
-    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain;
+    f32, 1.0, Add::add, Mul::mul, blocked, finished, |values, finish: &mut Finish| finish.apply(values);
+    f64, 1.0, Add::add, Mul::mul, plain, biased, |_, _| ();
+    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, biased, |_, _| ();
+    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, biased, |_, _| ();
+    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, biased, |_, _| ();
+    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, biased, |_, _| ();
+    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, biased, |_, _| ();
+    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, biased, |_, _| ();
+    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, biased, |_, _| ();
+    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, biased, |_, _| ();
 }
 
 /// Extents of a product: `A` is `m`×`k`, `B` is `k`×`n`, `C` is `m`×`n`.
@@ -131,11 +154,8 @@ fn fits(len: usize, rows: usize, columns: usize, row: usize, col: usize) -> bool
     last.and_then(|(r, c)| r.checked_add(c)).is_some_and(|last| last < len)
 }
 
-/// `C ← β·C + α·A·B`. With `β = 0` the old content of `C` is not read.
-///
-/// # Panics
-/// If a view does not fit its slice, or if elements of `C` overlap: the caller has computed the sizes wrongly.
-pub fn gemm<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatMut<T>) {
+/// Asserts that the views fit their slices and that no two elements of `C` share a place.
+fn check<T>(size: Size, a: &Mat<T>, b: &Mat<T>, c: &MatMut<T>) {
     let Size { m, n, k } = size;
     if m == 0 || n == 0 {
         return;
@@ -147,6 +167,17 @@ pub fn gemm<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: M
         if c.row >= c.col { c.row >= n.saturating_mul(c.col) } else { c.col >= m.saturating_mul(c.row) };
     let steps = (m <= 1 || c.row > 0) && (n <= 1 || c.col > 0);
     assert!(steps && (m <= 1 || n <= 1 || apart), "elements of C overlap");
+}
+
+/// `C ← β·C + α·A·B`. With `β = 0` the old content of `C` is not read.
+///
+/// # Panics
+/// If a view does not fit its slice, or if elements of `C` overlap: the caller has computed the sizes wrongly.
+pub fn gemm<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatMut<T>) {
+    check(size, &a, &b, &c);
+    if size.m == 0 || size.n == 0 {
+        return;
+    }
     T::multiply(size, alpha, a, b, beta, c);
 }
 
@@ -174,64 +205,51 @@ fn plain<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatM
     }
 }
 
-/// The `f32` product. The kernels prefer a result with contiguous columns, so a row-major one is computed as
-/// `Cᵀ = Bᵀ·Aᵀ`.
-fn packed(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMut<f32>) {
+/// `C ← A·B`, then the bias of its row is added to each element and, of `f32`, what [`Finish`] says is done, all while
+/// the element is at hand.
+///
+/// # Panics
+/// Like [`gemm`], and if rows of `C` are not contiguous or the bias is shorter than `m`.
+pub fn contract<T: Number>(
+    size: Size,
+    a: Mat<T>,
+    b: Mat<T>,
+    c: MatMut<T>,
+    bias: Option<&[T]>,
+    finish: &mut Finish,
+) {
+    check(size, &a, &b, &c);
+    assert!(c.col == 1 && bias.is_none_or(|bias| bias.len() >= size.m), "rows of C, or the bias");
+    if size.m > 0 && size.n > 0 {
+        T::contract(size, a, b, c, bias, finish);
+    }
+}
+
+fn biased<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, bias: Option<&[T]>, _: &mut Finish) {
+    for i in 0..size.m {
+        let row = &mut c.data[i * c.row..][..size.n];
+        row.fill(bias.map_or(T::default(), |bias| bias[i]));
+    }
+    plain(size, T::ONE, a, b, T::ONE, c);
+}
+
+fn finished(size: Size, a: Mat<f32>, b: Mat<f32>, c: MatMut<f32>, bias: Option<&[f32]>, finish: &mut Finish) {
+    product(size, 1.0, a, b, 0.0, c, Some(Ending { bias, finish }));
+}
+
+/// The `f32` product. Where columns of the result are contiguous and not rows, it is `Cᵀ = Bᵀ·Aᵀ`.
+fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMut<f32>) {
     let Size { m, n, k } = size;
-    let s = |stride: usize| stride as isize;
-    let c_ptr = c.data.as_mut_ptr();
-    let (a_ptr, b_ptr) = (a.data.as_ptr(), b.data.as_ptr());
-    let run = gemm_f32::gemm::f32::get_gemm_fn();
-    let (reads, one_thread) = (beta != 0.0, Parallelism::None);
-    // SAFETY: `gemm` has checked that every element addressed by these extents and strides lies inside its slice and
-    // that elements of `C` do not overlap; `C` is borrowed mutably, so it overlaps neither `A` nor `B`. The function
-    // was chosen for the features of this processor. Transposing swaps extents and strides consistently.
-    unsafe {
-        if c.col < c.row || (c.col == 1 && n > 1) {
-            run(
-                n,
-                m,
-                k,
-                c_ptr,
-                s(c.row),
-                s(c.col),
-                reads,
-                b_ptr,
-                s(b.row),
-                s(b.col),
-                a_ptr,
-                s(a.row),
-                s(a.col),
-                beta,
-                alpha,
-                false,
-                false,
-                false,
-                one_thread,
-            );
-        } else {
-            run(
-                m,
-                n,
-                k,
-                c_ptr,
-                s(c.col),
-                s(c.row),
-                reads,
-                a_ptr,
-                s(a.col),
-                s(a.row),
-                b_ptr,
-                s(b.col),
-                s(b.row),
-                beta,
-                alpha,
-                false,
-                false,
-                false,
-                one_thread,
-            );
-        }
+    if c.col == 1 || n <= 1 {
+        product(size, alpha, a, b, beta, c, None);
+    } else if c.row == 1 || m <= 1 {
+        let c = MatMut { data: c.data, row: c.col, col: c.row };
+        let turn = |mat: Mat<'_, f32>| (mat.col, mat.row);
+        let ((a_row, a_col), (b_row, b_col)) = (turn(a), turn(b));
+        let (a, b) = (Mat { row: a_row, col: a_col, ..a }, Mat { row: b_row, col: b_col, ..b });
+        product(Size { m: n, n: m, k }, alpha, b, a, beta, MatMut { col: 1, ..c }, None);
+    } else {
+        plain(size, alpha, a, b, beta, c);
     }
 }
 
