@@ -27,10 +27,14 @@
 
 mod build;
 mod control;
+mod fuse;
 mod integer;
 pub mod lockstep;
 pub mod room;
 pub mod trace;
+mod watch;
+
+pub use watch::Watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,8 +42,9 @@ use std::sync::Arc;
 use crate::budget::{self, Holding};
 use crate::error::{Error, Fault};
 use crate::ir::integer::Kernel;
-use crate::ir::{Array, Control, Datum, Graph, NodeId, Op, ValueId};
+use crate::ir::{Array, Control, Datum, Graph, Limits, NodeId, Op, ValueId};
 use integer::Meaning;
+use watch::Shown;
 
 /// A graph ready to run.
 pub struct Program {
@@ -68,14 +73,8 @@ struct Step {
     action: Action,
     /// The bytes of its results, if they follow from the graph.
     size: Option<u64>,
-}
-
-/// A value of the graph, where it lives, and what it is if integers stand for it.
-#[derive(Clone)]
-struct Shown {
-    slot: usize,
-    id: ValueId,
-    meaning: Option<Meaning>,
+    /// Limits that the only reader of the result puts on it.
+    limits: Option<Limits>,
 }
 
 enum Action {
@@ -106,16 +105,6 @@ pub enum Numerics {
     Ort,
 }
 
-/// Sees every value as it is computed, graph inputs included, constants not. What only integers stand for is shown as
-/// the real numbers that they mean.
-pub type Watch<'a> = &'a mut dyn FnMut(ValueId, &Array);
-
-/// A watch, and the values it is for: making real numbers of integers takes time.
-struct Sight<'a> {
-    only: Option<&'a [ValueId]>,
-    watch: Watch<'a>,
-}
-
 impl Program {
     /// Runs the graph on one input for each graph input without a default; the outputs in order.
     pub fn run(&self, inputs: &[Array]) -> Result<Vec<Array>, Error> {
@@ -123,14 +112,14 @@ impl Program {
     }
 
     /// The same, showing every value to `watch`.
-    pub fn run_watched(&self, inputs: &[Array], watch: Watch) -> Result<Vec<Array>, Error> {
+    pub fn run_watched(&self, inputs: &[Array], watch: &mut dyn Watch) -> Result<Vec<Array>, Error> {
         whole(self.run_as_far_as_possible(inputs, watch)?)
     }
 
     /// Runs what can be run: nodes of unknown operators, and what depends on them, are left out, and the second part
     /// names the first of them.
-    pub fn run_as_far_as_possible(&self, inputs: &[Array], watch: Watch) -> Result<Outputs, Error> {
-        self.start(&data(inputs), Some(Sight { only: None, watch })).map(tensors)
+    pub fn run_as_far_as_possible(&self, inputs: &[Array], watch: &mut dyn Watch) -> Result<Outputs, Error> {
+        self.start(&data(inputs), Some(watch)).map(tensors)
     }
 
     /// The same with nobody watching, which saves making real numbers of integers.
@@ -143,14 +132,14 @@ impl Program {
         whole(self.start(inputs, None)?)
     }
 
-    fn start(&self, inputs: &[Datum], mut sight: Option<Sight>) -> Result<Outputs<Datum>, Error> {
+    fn start(&self, inputs: &[Datum], mut watch: Option<&mut dyn Watch>) -> Result<Outputs<Datum>, Error> {
         budget::begin();
         let mut values = self.initial.clone();
         self.fill_inputs(&mut values, inputs)?;
-        if let Some(sight) = &mut sight {
-            self.show_inputs(&values, sight)?;
+        if let Some(watch) = &mut watch {
+            self.show_inputs(&values, *watch)?;
         }
-        let problem = self.execute(&mut values, sight)?;
+        let problem = self.execute(&mut values, watch)?;
         Ok((self.outputs.iter().map(|&slot| values[slot].clone()).collect(), problem))
     }
 
@@ -186,36 +175,37 @@ impl Program {
         Ok(())
     }
 
-    fn show_inputs(&self, values: &[Option<Datum>], sight: &mut Sight) -> Result<(), Error> {
+    fn show_inputs(&self, values: &[Option<Datum>], watch: &mut dyn Watch) -> Result<(), Error> {
         let mut ids: Vec<_> = self.slots.iter().filter(|(_, slot)| self.inputs.contains(slot)).collect();
         ids.sort();
-        for (&id, &slot) in ids {
-            if let Some(Datum::Tensor(array)) = &values[slot] {
-                (sight.watch)(id, array);
-            }
-        }
-        self.shown.iter().try_for_each(|shown| shown.to(values, sight)).map_err(|f| f.at("inputs"))
+        let inputs = ids.into_iter().map(|(&id, &slot)| Shown { slot, id, meaning: None });
+        let mut show = |shown: &Shown| shown.to(values, None, watch).map_err(|f| f.at("inputs"));
+        inputs.into_iter().try_for_each(|shown| show(&shown))?;
+        self.shown.iter().try_for_each(show)
     }
 
     fn execute(
         &self,
         values: &mut [Option<Datum>],
-        mut sight: Option<Sight>,
+        mut watch: Option<&mut dyn Watch>,
     ) -> Result<Option<Error>, Error> {
         let mut problem = None;
         // What was computed and is still to be read.
         let mut holding = Holding::default();
+        let mut noticed = vec![None; values.len()];
         for step in &self.steps {
             budget::step().map_err(|fault| fault.at(&step.place))?;
-            if let Some(missed) = step.run(values)? {
+            if !step.run_fused(values, &mut noticed, watch.as_deref())?
+                && let Some(missed) = step.run(values)?
+            {
                 problem.get_or_insert(missed);
                 continue;
             }
             let made = step.outputs.iter().flatten().filter_map(|&(slot, _)| values[slot].as_ref());
             holding.take(made.map(room::bytes_of).sum());
-            if let Some(sight) = &mut sight {
-                let show = step.shown.iter().try_for_each(|shown| shown.to(values, sight));
-                show.map_err(|fault| fault.at(&step.place))?;
+            if let Some(watch) = &mut watch {
+                let mut show = |shown: &Shown| shown.to(values, noticed[shown.slot], *watch);
+                step.shown.iter().try_for_each(&mut show).map_err(|fault| fault.at(&step.place))?;
             }
             for &slot in &step.last_reads {
                 holding.give(values[slot].take().as_ref().map_or(0, room::bytes_of));
@@ -249,20 +239,6 @@ fn tensors((outputs, mut problem): Outputs<Datum>) -> Outputs {
         }
     };
     (outputs.into_iter().map(|o| o.and_then(&mut tensor)).collect(), problem)
-}
-
-impl Shown {
-    fn to(&self, values: &[Option<Datum>], sight: &mut Sight) -> Result<(), Fault> {
-        if sight.only.is_some_and(|only| !only.contains(&self.id)) {
-            return Ok(());
-        }
-        match (&values[self.slot], &self.meaning) {
-            (Some(Datum::Tensor(array)), None) => (sight.watch)(self.id, array),
-            (Some(Datum::Tensor(array)), Some(meaning)) => (sight.watch)(self.id, &meaning.reals(array)?),
-            _ => {}
-        }
-        Ok(())
-    }
 }
 
 impl Step {

@@ -9,7 +9,7 @@ use std::path::Path;
 use qonnx::calibrate::observer::Observers;
 use qonnx::calibrate::threshold::Calibrator;
 use qonnx::interpret::Program;
-use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType};
+use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType, ValueId};
 use qonnx::onnx::{External, emit, import, text};
 use qonnx::quantize::candidate::{Candidates, Filter, watched};
 use qonnx::quantize::{Plan, Target, insert, placement, plan};
@@ -52,7 +52,7 @@ fn inputs(graph: &Graph, seed: u64) -> Vec<Array> {
 /// Runs as much as can be run; the float outputs.
 fn outputs(graph: &Graph, seed: u64) -> Vec<Option<Vec<f32>>> {
     let program = Program::new(graph).unwrap();
-    let (found, _) = program.run_as_far_as_possible(&inputs(graph, seed), &mut |_, _| {}).unwrap();
+    let (found, _) = program.run_unwatched(&inputs(graph, seed)).unwrap();
     found.iter().map(|o| Some(o.as_ref()?.slice::<f32>().ok()?.to_vec())).collect()
 }
 
@@ -61,7 +61,7 @@ fn quantize(model: &mut Model, target: &Target) -> String {
     let program = Program::new(graph).unwrap();
     let mut seen = Observers::watching(watched(graph));
     for seed in 0..3 {
-        let mut watch = |id, array: &Array| {
+        let mut watch = |id: ValueId, array: &Array| {
             if let Ok(values) = array.slice::<f32>() {
                 seen.observe(id, values, 0);
             }

@@ -17,13 +17,20 @@
 //! counted early sits exactly where it would if it were counted now: the result depends on the *set* of samples
 //! alone. Counts are integers, so merging is exact, associative and commutative, and the thread count cannot show.
 //!
+//! Of a large tensor [`Histogram::sample`] counts blocks of neighbours that lie evenly apart, each for those that it
+//! stands for, starting elsewhere in each turn; the extremes are those of all elements. Counting everything would cost
+//! more than computing it, and say no more than the samples themselves do.
+//!
 //! Zeros, which every quantizer represents exactly, are counted apart. So are NaN, infinities and magnitudes from
 //! [`HUGE`] up: the latter two are how exporters write attention masks, and are no part of a distribution.
 
 mod stored;
 
+use crate::ir::Extent;
+use crate::kernels::finish;
 use crate::kernels::simd::{self, Task};
 
+pub use crate::ir::HUGE;
 pub use stored::{MOST, Stored};
 
 const FRACTION_BITS: u32 = 9;
@@ -31,14 +38,15 @@ const OCTAVE: usize = 1 << FRACTION_BITS;
 const OCTAVES: usize = 7;
 /// Bins on each side of zero.
 pub const SIDE: usize = OCTAVE * (OCTAVES + 1);
-/// Magnitudes from here up are masks, not data.
-pub const HUGE: f32 = 1e30;
-
 /// Least `k`. It keeps every bin width a normal f32.
 const LEAST_EXPONENT: i32 = -100;
 /// Values per pass: the slots computed for them stay in the first-level cache.
 const CHUNK: usize = 1024;
-const LANES: usize = 16;
+/// Neighbours that are counted together when not all are.
+const BLOCK: usize = 64;
+/// Elements of a tensor of which more are not counted.
+const MANY: usize = 1 << 15;
+const LANES: usize = finish::LANES;
 
 /// Distribution of the f32 values of one tensor. See the module documentation for the bins.
 ///
@@ -89,34 +97,53 @@ impl Histogram {
         Self::default()
     }
 
-    /// Forgets everything, but keeps its memory.
-    pub fn clear(&mut self) {
-        let mut bins = std::mem::take(&mut self.bins);
-        bins.clear();
-        *self = Self { bins, ..Self::default() };
-    }
-
     /// Counts every value of `values`; the greatest of them that is part of the distribution.
     pub fn record(&mut self, values: &[f32]) -> Option<f32> {
         let mut kept = Vec::new();
         let mut greatest = f32::NEG_INFINITY;
         for chunk in values.chunks(CHUNK) {
-            let extent = Extent::of(chunk);
+            let extent = finish::extent(chunk);
             if extent.plain {
-                self.count_plain(chunk, extent);
+                self.count_plain(chunk, extent, 1);
                 greatest = greatest.max(extent.max);
             } else {
                 kept.clear();
                 kept.extend(chunk.iter().filter(|&&x| self.is_plain(x)));
-                let extent = Extent::of(&kept);
-                self.count_plain(&kept, extent);
+                let extent = finish::extent(&kept);
+                self.count_plain(&kept, extent, 1);
                 greatest = greatest.max(extent.max);
             }
         }
+        self.gather_zeros();
+        (greatest > f32::NEG_INFINITY).then_some(greatest)
+    }
+
+    /// Counts values of which all are known to be plain, with these extremes: about [`MANY`] of them if there are more.
+    /// Which, depends on `turn`.
+    pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize) {
+        let step = values.len().div_ceil(MANY).max(1);
+        if step == 1 {
+            values.chunks(CHUNK).for_each(|chunk| self.count_plain(chunk, extent, 1));
+        } else {
+            let mut some = [0.0; CHUNK];
+            let mut blocks = values.chunks(BLOCK).skip(turn % step).step_by(step).peekable();
+            while blocks.peek().is_some() {
+                let mut count = 0;
+                for block in blocks.by_ref().take(CHUNK / BLOCK) {
+                    some[count..][..block.len()].copy_from_slice(block);
+                    count += block.len();
+                }
+                self.count_plain(&some[..count], extent, step as u64);
+            }
+        }
+        self.gather_zeros();
+    }
+
+    /// Counts the zeros of all lanes together.
+    fn gather_zeros(&mut self) {
         for slot in self.bins.iter_mut().take(LANES) {
             self.zeros += std::mem::take(slot);
         }
-        (greatest > f32::NEG_INFINITY).then_some(greatest)
     }
 
     /// Adds the samples of `other`.
@@ -201,7 +228,8 @@ impl Histogram {
         false
     }
 
-    fn count_plain(&mut self, values: &[f32], extent: Extent) {
+    /// Adds values within the extent to the bins, each so many times.
+    fn count_plain(&mut self, values: &[f32], extent: Extent, times: u64) {
         if values.is_empty() {
             return;
         }
@@ -209,7 +237,7 @@ impl Histogram {
         let exponent = exponent_above(extent.min.abs().max(extent.max.abs()));
         self.widen(extent.min, extent.max, exponent, LANES + sides * SIDE);
         let scale = libm::ldexpf(1.0, OCTAVES as i32 + FRACTION_BITS as i32 - self.exponent);
-        simd::run(Count { values, scale, bins: &mut self.bins });
+        simd::run(Count { values, scale, times, bins: &mut self.bins });
     }
 
     /// Whether no sample differs from zero, so that any exponent describes the bins.
@@ -231,62 +259,11 @@ impl Histogram {
     }
 }
 
-/// Extremes of some values, and whether all of them belong to the distribution.
-#[derive(Clone, Copy)]
-struct Extent {
-    min: f32,
-    max: f32,
-    plain: bool,
-}
-
-impl Extent {
-    fn of(values: &[f32]) -> Self {
-        let mut extent = Self { min: 0.0, max: 0.0, plain: true };
-        simd::run(Measure { values, extent: &mut extent });
-        extent
-    }
-
-    #[inline(always)]
-    fn measure(values: &[f32]) -> Self {
-        // Independent lanes, so that the compiler may use vectors. Magnitudes compare like their bits, NaN on top.
-        let mut min = [f32::INFINITY; LANES];
-        let mut max = [f32::NEG_INFINITY; LANES];
-        let mut top = [0; LANES];
-        let mut see = |x: f32, lane: usize| {
-            min[lane] = if x < min[lane] { x } else { min[lane] };
-            max[lane] = if x > max[lane] { x } else { max[lane] };
-            top[lane] = x.abs().to_bits().cast_signed().max(top[lane]);
-        };
-        let (whole, rest) = values.as_chunks::<LANES>();
-        for values in whole {
-            values.iter().enumerate().for_each(|(lane, &x)| see(x, lane));
-        }
-        rest.iter().enumerate().for_each(|(lane, &x)| see(x, lane));
-        // Adding zero turns -0 into +0: which of them came first must not show.
-        Self {
-            min: min.into_iter().fold(f32::INFINITY, f32::min) + 0.0,
-            max: max.into_iter().fold(f32::NEG_INFINITY, f32::max) + 0.0,
-            plain: top.into_iter().all(|bits| bits < HUGE.to_bits().cast_signed()),
-        }
-    }
-}
-
-struct Measure<'a> {
-    values: &'a [f32],
-    extent: &'a mut Extent,
-}
-
-impl Task for Measure<'_> {
-    #[inline(always)]
-    fn run(self) {
-        *self.extent = Extent::measure(self.values);
-    }
-}
-
 /// Adds values, at most [`CHUNK`], to the bins.
 struct Count<'a> {
     values: &'a [f32],
     scale: f32,
+    times: u64,
     bins: &'a mut [u64],
 }
 
@@ -305,7 +282,7 @@ impl Task for Count<'_> {
         }
         for &place in &places.as_flattened()[..self.values.len()] {
             let bin = &mut self.bins[place as usize];
-            *bin = bin.wrapping_add(1);
+            *bin = bin.wrapping_add(self.times);
         }
     }
 }

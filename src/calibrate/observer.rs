@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::histogram::Histogram;
+use crate::ir::Extent;
+use crate::kernels::finish;
 
 /// All that was seen of one value over the calibration data.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,17 +18,17 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Takes in one more tensor, whatever its shape, of this sample.
-    pub fn observe(&mut self, values: &[f32], sample: usize) {
-        let greatest = self.histogram.record(values);
+    /// Takes in one more tensor, whatever its shape, of this sample. Its extent is found if it is not given.
+    pub fn observe(&mut self, values: &[f32], extent: Option<Extent>, sample: usize) {
+        let extent = extent.unwrap_or_else(|| finish::extent(values));
+        let greatest = if extent.plain && !values.is_empty() {
+            self.histogram.sample(values, extent, sample);
+            Some(extent.max)
+        } else {
+            self.histogram.record(values)
+        };
         self.batches += 1;
         self.highest = higher(self.highest, greatest.map(|max| (max, sample)));
-    }
-
-    /// Forgets everything, but keeps its memory.
-    pub fn clear(&mut self) {
-        self.histogram.clear();
-        (self.batches, self.highest) = (0, None);
     }
 
     /// Takes in all that `other` saw.
@@ -55,7 +57,7 @@ impl<K: Ord + Copy> Observers<K> {
     /// Shows a tensor of a sample to the observer of `key`; ignored if nobody watches.
     pub fn observe(&mut self, key: K, values: &[f32], sample: usize) {
         if let Some(observer) = self.0.get_mut(&key) {
-            observer.observe(values, sample);
+            observer.observe(values, None, sample);
         }
     }
 
@@ -84,7 +86,7 @@ mod tests {
         let samples = [3.0f32, 9.0, 1.0, 5.0];
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
             let mut observer = Observer::default();
-            order.into_iter().for_each(|i| observer.observe(&[samples[i], f32::NAN, 2e30], i));
+            order.into_iter().for_each(|i| observer.observe(&[samples[i], f32::NAN, 2e30], None, i));
             assert_eq!(observer.highest, Some((9.0, 1)));
         }
     }
@@ -103,15 +105,12 @@ mod tests {
         let tensors: Vec<Vec<f32>> = (0..40).map(numbers).collect();
         let run = |samples: std::ops::Range<usize>| {
             let mut observer = Observer::default();
-            samples.for_each(|i| observer.observe(&tensors[i], i));
+            samples.for_each(|i| observer.observe(&tensors[i], None, i));
             observer
         };
         let mut merged = run(13..40);
         merged.merge(&run(0..13));
         assert_eq!(merged, run(0..40));
         assert_eq!((merged.highest, merged.batches), (Some((19.0 * 49.0 - 70.0, 19)), 40));
-        merged.clear();
-        merged.observe(&tensors[3], 3);
-        assert_eq!(merged, run(3..4));
     }
 }

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::observer::{Observer, Observers};
 use super::read::Samples;
 use crate::error::{Error, Fault};
-use crate::interpret::Program;
-use crate::ir::{Array, ValueId};
+use crate::interpret::{Program, Watch};
+use crate::ir::{Array, Extent, ValueId};
 
 /// Told after each sample; called from several threads.
 pub type Progress<'a> = &'a (dyn Fn() + Sync);
@@ -22,8 +22,27 @@ pub struct Calibration {
     pub problem: Option<Error>,
 }
 
-/// A tensor of so many elements is counted by its thread alone, and then added; a smaller one is not worth that.
-const LARGE: usize = 1 << 13;
+/// Shows values of one thread's samples to the table of all.
+struct Recorder<'a> {
+    table: &'a BTreeMap<ValueId, Mutex<Observer>>,
+    sample: usize,
+    failed: bool,
+}
+
+impl Watch for Recorder<'_> {
+    fn wants(&self, id: ValueId) -> bool {
+        self.table.contains_key(&id)
+    }
+
+    fn see(&mut self, id: ValueId, value: &Array, extent: Option<Extent>) {
+        let (Array::F32(values), Some(shared)) = (value, self.table.get(&id)) else { return };
+        let Some(values) = values.as_slice() else { return };
+        match shared.lock() {
+            Ok(mut shared) => shared.observe(values, extent, self.sample),
+            Err(_) => self.failed = true,
+        }
+    }
+}
 
 /// Interprets `program` on every sample, whole samples in parallel. The result does not depend on their order.
 pub fn calibrate(
@@ -50,23 +69,13 @@ pub fn calibrate_on(
     let lost = || Fault::new("a thread failed").at("calibration");
     let share = indices.len().div_ceil(rayon::current_num_threads().max(1)).max(1);
     let problems = indices.par_chunks(share).map(|chunk| {
-        let (mut own, mut problem, mut failed) = (Observer::default(), None, false);
+        let mut recorder = Recorder { table: &table, sample: 0, failed: false };
+        let mut problem = None;
         for &index in chunk {
             let inputs = samples.load(index)?;
-            let (_, missed) = program.run_as_far_as_possible(&inputs, &mut |id, array| {
-                let (Array::F32(values), Some(shared)) = (array, table.get(&id)) else { return };
-                let Some(values) = values.as_slice() else { return };
-                if values.len() >= LARGE {
-                    own.clear();
-                    own.observe(values, index);
-                }
-                match shared.lock() {
-                    Ok(mut shared) if values.len() >= LARGE => shared.merge(&own),
-                    Ok(mut shared) => shared.observe(values, index),
-                    Err(_) => failed = true,
-                }
-            })?;
-            if failed {
+            recorder.sample = index;
+            let (_, missed) = program.run_as_far_as_possible(&inputs, &mut recorder)?;
+            if recorder.failed {
                 return Err(lost());
             }
             problem = problem.or(missed.map(|error| (index, error)));

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::integer::Exact;
-use super::{Action, Numerics, Program, Shown, Step, node_label, room};
+use super::watch::Shown;
+use super::{Action, Numerics, Program, Step, node_label, room};
 use crate::error::Error;
 use crate::ir::{Array, Datum, Fact, Graph, NodeId, Tensor, TensorType, ValueId, schedule};
 
@@ -81,6 +82,7 @@ impl<'a> Builder<'a> {
         let step = self.step(id)?;
         if !self.fold(&step) {
             self.push(step);
+            self.fuse(id);
         }
         Ok(())
     }
@@ -138,6 +140,7 @@ impl<'a> Builder<'a> {
             last_reads: Vec::new(),
             action,
             size,
+            limits: None,
         })
     }
 

@@ -14,7 +14,8 @@
 use std::sync::Arc;
 
 use super::build::Builder;
-use super::{Action, Shown, Step};
+use super::watch::Shown;
+use super::{Action, Step};
 use crate::error::Fault;
 use crate::ir::integer::{Operand, Scales, Unit, is_byte};
 use crate::ir::{Array, DType, Datum, NodeId, Op, Port, QuantParams, Rule, ValueId, affine};
@@ -192,7 +193,7 @@ impl Builder<'_> {
     }
 
     /// The interval of a clamp: that of its attributes, or that of its constant inputs.
-    fn bounds(&self, id: NodeId, low: f32, high: f32) -> Option<(f32, f32)> {
+    pub fn bounds(&self, id: NodeId, low: f32, high: f32) -> Option<(f32, f32)> {
         let bound = |slot, attribute| match self.graph.input(id, slot) {
             None => Some(attribute),
             Some(value) => self.constant(self.slot(value))?.item::<f32>().ok(),
@@ -250,6 +251,7 @@ impl Builder<'_> {
         self.program.initial.resize(first + outputs.len(), None);
         let step = Step {
             size: None,
+            limits: None,
             node: id,
             place: self.place(id),
             inputs,
@@ -360,6 +362,7 @@ impl Builder<'_> {
         let Some((node, _)) = self.graph.producer(value) else { return };
         let step = Step {
             size: None,
+            limits: None,
             node,
             place: self.place(node),
             inputs: vec![Some(exact.slot)],

@@ -42,16 +42,19 @@ pub fn needed(op: &dyn Op, inputs: &[Option<&Array>]) -> u64 {
     types.iter().flatten().filter_map(bytes_of_type).fold(0, u64::saturating_add)
 }
 
+/// Is there room for the results? `size` is what they will have, if that is known.
+pub fn check(op: &dyn Op, inputs: &[Option<Array>], size: Option<u64>) -> Result<(), Fault> {
+    let inputs = || inputs.iter().map(Option::as_ref).collect::<Vec<_>>();
+    budget::fits(size.unwrap_or_else(|| needed(op, &inputs())), budget::room())
+}
+
 /// Computes what there is room for. `size` is what the results will have, if that is known.
 pub fn compute(op: &dyn Op, inputs: Vec<Option<Datum>>, size: Option<u64>) -> Result<Vec<Datum>, Fault> {
-    let size = size.unwrap_or_else(|| {
-        let tensor = |value: &Option<Datum>| match value {
-            Some(Datum::Tensor(array)) => Some(array.clone()),
-            _ => None,
-        };
-        let arrays: Vec<Option<Array>> = inputs.iter().map(tensor).collect();
-        needed(op, &arrays.iter().map(Option::as_ref).collect::<Vec<_>>())
-    });
-    budget::fits(size, budget::room())?;
+    let tensor = |value: &Option<Datum>| match value {
+        Some(Datum::Tensor(array)) => Some(array.clone()),
+        _ => None,
+    };
+    let arrays = || inputs.iter().map(tensor).collect::<Vec<_>>();
+    check(op, &if size.is_some() { Vec::new() } else { arrays() }, size)?;
     op.evaluate(inputs)
 }

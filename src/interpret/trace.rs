@@ -1,10 +1,10 @@
 //! What if a value had been another? A run whose values are all kept, and replays that compute again only what
 //! depends on a change.
 
-use super::{Action, Program, Sight, data};
+use super::{Action, Program, Watch, data};
 use crate::budget;
 use crate::error::{Error, Fault};
-use crate::ir::{Array, Datum, ValueId};
+use crate::ir::{Array, Datum, Extent, ValueId};
 
 /// Every value of one run, constants included.
 pub struct Trace {
@@ -25,13 +25,9 @@ impl Program {
 
     /// Some values of a run; `None` where one was not computed.
     pub fn values(&self, inputs: &[Array], wanted: &[ValueId]) -> Result<Vec<Option<Array>>, Error> {
-        let mut found = vec![None; wanted.len()];
-        let mut keep = |id, array: &Array| {
-            let same = wanted.iter().zip(&mut found).filter(|(w, _)| **w == id);
-            same.for_each(|(_, f)| *f = Some(array.clone()));
-        };
-        self.start(&data(inputs), Some(Sight { only: Some(wanted), watch: &mut keep }))?;
-        Ok(found)
+        let mut keeper = Keeper { wanted, found: vec![None; wanted.len()] };
+        self.start(&data(inputs), Some(&mut keeper))?;
+        Ok(keeper.found)
     }
 
     /// A value of the run; `None` if it was not computed or is no tensor.
@@ -81,6 +77,23 @@ impl Program {
         }
         let tensor = |&slot: &usize| values[slot].as_ref()?.as_tensor().ok().cloned();
         Ok(wanted.iter().map(tensor).collect())
+    }
+}
+
+/// Keeps some values of a run.
+struct Keeper<'a> {
+    wanted: &'a [ValueId],
+    found: Vec<Option<Array>>,
+}
+
+impl Watch for Keeper<'_> {
+    fn wants(&self, id: ValueId) -> bool {
+        self.wanted.contains(&id)
+    }
+
+    fn see(&mut self, id: ValueId, value: &Array, _: Option<Extent>) {
+        let same = self.wanted.iter().zip(&mut self.found).filter(|(w, _)| **w == id);
+        same.for_each(|(_, f)| *f = Some(value.clone()));
     }
 }
 

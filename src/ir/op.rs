@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Debug;
 
 use super::integer::{Kernel, Unit};
-use super::{Array, Datum, Graph, Tensor, TensorType};
+use super::{Array, Datum, Extent, Graph, Limits, Tensor, TensorType};
 use crate::error::Fault;
 
 /// What is known of an input before the graph runs.
@@ -30,6 +30,18 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// Computes the outputs by the ONNX definition.
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault>;
+
+    /// Can it limit its only output, and tell the extent, while the elements are at hand?
+    fn finishes(&self) -> bool {
+        false
+    }
+
+    /// The only output with every element limited, and its extent; none if these inputs have no such form. Passes over
+    /// memory that another operator and a watch would take are saved.
+    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+        let _ = (inputs, limits);
+        None
+    }
 
     /// Computes on integers as ONNX Runtime's fused kernels do, if the operator has such a form for these operands.
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {

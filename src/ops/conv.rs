@@ -15,8 +15,9 @@ use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
-use crate::ir::{Array, Dim, TensorType, element_count};
-use crate::kernels::conv::{Channels, conv, conv_transpose};
+use crate::ir::{Array, Dim, Extent, Limits, TensorType, element_count};
+use crate::kernels::conv::{Channels, conv, conv_finished, conv_transpose};
+use crate::kernels::finish::Finish;
 use crate::kernels::gemm::Number;
 use crate::kernels::window::{Axis, reach};
 
@@ -165,6 +166,24 @@ impl Op for Conv {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         apply(self, inputs)
+    }
+
+    fn finishes(&self) -> bool {
+        true
+    }
+
+    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+        let real = |slot| optional(inputs, slot).map(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
+        let (x, w, bias) = (real(0)??, real(1)??, real(2));
+        let bias = if bias.is_some() { Some(bias??.0) } else { None };
+        let compute = || {
+            let (channels, axes, shape) = self.place(x.1, w.1)?;
+            check_bias(bias, w.1.first())?;
+            let mut finish = Finish::new(limits);
+            let y = conv_finished(channels, &axes, x.0, w.0, bias, &mut finish)?;
+            Ok((Array::new(&shape, y)?, finish.extent()))
+        };
+        Some(compute())
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {

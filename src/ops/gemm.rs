@@ -11,8 +11,9 @@ use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
-use crate::ir::{Array, Dim, Element, Nd, TensorType, element_count};
-use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};
+use crate::ir::{Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
+use crate::kernels::finish::Finish;
+use crate::kernels::gemm::{Mat, MatMut, Number, Size, contract, gemm};
 use crate::kernels::window::each_index;
 
 /// The operators of this family.
@@ -225,8 +226,17 @@ impl<'a> Batches<'a> {
 impl MatMul {
     /// The product and its shape.
     pub fn compute<T: Number>(
+        a: (&[T], &[usize]),
+        b: (&[T], &[usize]),
+    ) -> Result<(Vec<T>, Vec<usize>), Fault> {
+        Self::compute_finished(a, b, &mut Finish::new(Limits::NONE))
+    }
+
+    /// The same, after which elements of `f32` are limited and noted.
+    fn compute_finished<T: Number>(
         (a, a_shape): (&[T], &[usize]),
         (b, b_shape): (&[T], &[usize]),
+        finish: &mut Finish,
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
         let batches = Batches::new(a_shape, b_shape)?;
         let size @ Size { m, n, k } = batches.size;
@@ -238,7 +248,7 @@ impl MatMul {
         batches.each(|i, j| {
             let Some(y) = results.next() else { return };
             let (a, b) = (Mat::rows(&a[i * m * k..][..m * k], k), Mat::rows(&b[j * k * n..][..k * n], n));
-            gemm(size, T::ONE, a, b, T::default(), MatMut::rows(y, n));
+            contract(size, a, b, MatMut::rows(y, n), None, finish);
         });
         drop(results);
         Ok((y, batches.shape))
@@ -309,6 +319,17 @@ impl Op for MatMul {
             let (y, shape) = Self::compute((elements(&xs)?, a.shape()), (elements(&ws)?, b.shape()))?;
             Array::new(&shape, y)
         })
+    }
+
+    fn finishes(&self) -> bool {
+        true
+    }
+
+    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+        let real = |slot| optional(inputs, slot).and_then(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
+        let (a, b, mut finish) = (real(0)?, real(1)?, Finish::new(limits));
+        let found = Self::compute_finished(a, b, &mut finish);
+        Some(found.and_then(|(y, shape)| Ok((Array::new(&shape, y)?, finish.extent()))))
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {

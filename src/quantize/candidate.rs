@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Target;
-use crate::calibrate::histogram::HUGE;
 use crate::calibrate::observer::Observers;
-use crate::ir::{DType, Graph, Node, NodeId, Operands, Rule, Tensor, ValueId};
+use crate::ir::{DType, Graph, HUGE, Node, NodeId, Operands, Port, Rule, Tensor, ValueId};
 use crate::ops::conv::Conv;
 use crate::ops::gemm::Gemm;
 
@@ -138,12 +137,21 @@ pub fn watched(graph: &Graph) -> Vec<ValueId> {
         if slots.is_empty() {
             continue;
         }
-        values.extend(
-            slots.iter().filter_map(|&s| graph.input(id, s)).filter(|&v| graph.constant(v).is_none()),
-        );
-        values.extend(graph.outputs_of(id).into_iter().flatten());
+        let read = slots.iter().filter_map(|&s| graph.input(id, s)).filter(|&v| graph.constant(v).is_none());
+        values.extend(read.map(|v| limited(graph, v)));
+        values.extend(graph.outputs_of(id).into_iter().flatten().map(|v| limited(graph, v)));
     }
     values.into_iter().collect()
+}
+
+/// What an operator that can saturate hands to nobody but a clamp is never quantized: what matters of it is what the
+/// clamp leaves. Of any other value, the value itself.
+fn limited(graph: &Graph, value: ValueId) -> ValueId {
+    let saturates = |id| matches!(rule_of(graph, id), Rule::Contraction { .. } | Rule::Arithmetic(_));
+    let Some(usage) = graph.only_use(value).filter(|u| u.port == Port::Input(0)) else { return value };
+    let clamps = matches!(rule_of(graph, usage.node), Rule::Clamp { .. });
+    let made = graph.producer(value).is_some_and(|(id, _)| saturates(id));
+    graph.output(usage.node, 0).filter(|_| clamps && made).unwrap_or(value)
 }
 
 /// Every node of the main graph: a candidate, or the reason why it stays float.
@@ -222,7 +230,7 @@ fn candidate(
             Some(t) if !bounded(t) => return Err("its constant holds mask values".into()),
             Some(_) => found.constants.push(value),
             None => {
-                observable(value, seen).map_err(|why| format!("its input {why}"))?;
+                observable(limited(graph, value), seen).map_err(|why| format!("its input {why}"))?;
                 found.activations.push(value);
             }
         }
@@ -234,7 +242,7 @@ fn candidate(
         match output {
             Some(value) if graph.uses(value).is_empty() && !graph.is_output(value) => {}
             Some(value) => {
-                observable(value, seen).map_err(|why| format!("its output {slot} {why}"))?;
+                observable(limited(graph, value), seen).map_err(|why| format!("its output {slot} {why}"))?;
                 found.outputs.push(value);
             }
             None if slot == 0 => return Err("its output is not used".into()),
@@ -357,13 +365,13 @@ fn follows_conv(graph: &Graph, id: NodeId) -> bool {
 }
 
 /// Mean number of elements of a value over the samples.
-pub fn elements(value: ValueId, seen: &Observers<ValueId>) -> f64 {
-    seen.get(value).map_or(0.0, |o| o.histogram.count() as f64 / o.batches.max(1) as f64)
+pub fn elements(graph: &Graph, value: ValueId, seen: &Observers<ValueId>) -> f64 {
+    seen.get(limited(graph, value)).map_or(0.0, |o| o.histogram.count() as f64 / o.batches.max(1) as f64)
 }
 
 /// Units of work of a node: multiply-accumulates or output elements.
 fn work(graph: &Graph, id: NodeId, found: &Candidate, seen: &Observers<ValueId>) -> f64 {
-    let size = |v: ValueId| graph.constant(v).map_or_else(|| elements(v, seen), |t| t.len() as f64);
+    let size = |v: ValueId| graph.constant(v).map_or_else(|| elements(graph, v, seen), |t| t.len() as f64);
     let output: f64 = found.outputs.iter().map(|&v| size(v)).sum();
     let input = found.activations.first().map_or(0.0, |&v| size(v));
     match &found.rule {

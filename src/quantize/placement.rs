@@ -179,7 +179,7 @@ fn cheapest(
     }
     for &value in &values {
         let producer = graph.producer(value).and_then(|(p, _)| vertex.get(&p)).copied().unwrap_or(FLOAT);
-        let size = elements(value, seen);
+        let size = elements(graph, value, seen);
         let convolves = |id: NodeId| graph.node(id).op_as::<Conv>().is_some();
         let layout = graph.producer(value).is_some_and(|(p, _)| convolves(p))
             || graph.uses(value).iter().any(|u| convolves(u.node));

@@ -116,7 +116,7 @@ pub fn measured(graph: &Graph, samples: &Samples, progress: &(dyn Fn(usize) + Sy
     let steps = AtomicUsize::new(0);
     let run = |index: usize| -> Result<Seen, Error> {
         let mut seen = Seen::new();
-        program.run_as_far_as_possible(&samples.load(index)?, &mut |id, array| {
+        program.run_as_far_as_possible(&samples.load(index)?, &mut |id: ValueId, array: &Array| {
             let Ok(elements) = array.slice::<f32>() else { return };
             for &(value, axis) in wanted.range((id, 0)..=(id, usize::MAX)) {
                 seen.insert((value, axis), channel_means(elements, array.shape(), axis));

@@ -154,7 +154,7 @@ fn targets(
     let runs = inputs.len().max(1);
     inputs.par_iter().enumerate().try_for_each(|(run, inputs)| {
         let mut problem = None;
-        float.run_as_far_as_possible(inputs, &mut |id, array| {
+        float.run_as_far_as_possible(inputs, &mut |id: ValueId, array: &Array| {
             let Some((index, layer)) = outputs.get(&id) else { return };
             let wanted = rows(layer).div_ceil(runs);
             let places = spread(layer.places(array.shape()), wanted, run * 1000 + index);

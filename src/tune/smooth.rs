@@ -104,19 +104,22 @@ fn look(graph: &Graph, readers: &[Reader], samples: &Samples) -> Result<Vec<Seen
     let runs: Mutex<Vec<Vec<Seen>>> = Mutex::new(vec![Vec::new(); count]);
     (0..count).into_par_iter().try_for_each(|run| {
         let mut own = vec![Seen::default(); readers.len()];
-        program.run_as_far_as_possible(&samples.load(run * samples.len() / count)?, &mut |id, array| {
-            let (Some(&i), Array::F32(values)) = (index.get(&id), array) else { return };
-            let (depth, values) = (readers[i].depth, values.as_slice().unwrap_or_default());
-            let seen = &mut own[i];
-            seen.largest.resize(depth, 0.0);
-            let stride = (values.len() / depth).div_ceil(ROWS.div_ceil(count)).max(1);
-            for (at, row) in values.chunks_exact(depth).enumerate() {
-                seen.largest.iter_mut().zip(row).for_each(|(m, x)| *m = m.max(x.abs()));
-                if at % stride == 0 {
-                    seen.rows.extend_from_slice(row);
+        program.run_as_far_as_possible(
+            &samples.load(run * samples.len() / count)?,
+            &mut |id: ValueId, array: &Array| {
+                let (Some(&i), Array::F32(values)) = (index.get(&id), array) else { return };
+                let (depth, values) = (readers[i].depth, values.as_slice().unwrap_or_default());
+                let seen = &mut own[i];
+                seen.largest.resize(depth, 0.0);
+                let stride = (values.len() / depth).div_ceil(ROWS.div_ceil(count)).max(1);
+                for (at, row) in values.chunks_exact(depth).enumerate() {
+                    seen.largest.iter_mut().zip(row).for_each(|(m, x)| *m = m.max(x.abs()));
+                    if at % stride == 0 {
+                        seen.rows.extend_from_slice(row);
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
         if let Ok(mut runs) = runs.lock() {
             runs[run] = own;
         }

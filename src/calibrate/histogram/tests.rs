@@ -127,6 +127,37 @@ fn atoms_at_the_extremes_stay_atoms() {
     assert_eq!(h.cells().last(), Some(Cell { lo: 6.0, hi: 6.0, count: 3 }));
 }
 
+/// All of a tensor that is not large is counted; of a large one, in many turns, about as much in every place as there is.
+#[test]
+fn some_elements_of_a_large_tensor_stand_for_all() {
+    let mut random = uniform(3);
+    let normal = |_| ((0..12).map(|_| random()).sum::<f64>() - 6.0) as f32;
+    let values: Vec<f32> = (0..8 * MANY + 100).map(normal).collect();
+    let small = &values[..MANY];
+    let sampled = |values: &[f32], turns: usize| {
+        let mut h = Histogram::new();
+        (0..turns).for_each(|turn| h.sample(values, finish::extent(values), turn));
+        h
+    };
+    assert_eq!(sampled(small, 1), histogram(small));
+    let all = histogram(&values);
+    let below = |h: &Histogram, x: f64| {
+        let inside: u64 = h.cells().filter(|cell| cell.hi <= x).map(|cell| cell.count).sum();
+        inside as f64 / h.count() as f64
+    };
+    for turns in [1, 9] {
+        let some = sampled(&values, turns);
+        assert_eq!(some.extremes(), all.extremes());
+        let count = some.count() as f64 / (turns * values.len()) as f64;
+        assert!((count - 1.0).abs() < 0.01, "{turns}: {count}");
+        for x in [-2.0, -0.5, 0.0, 1.0, 2.5] {
+            // Nine turns start at each of the nine blocks that one is chosen of, so they count everything.
+            let limit = if turns == 9 { 1e-12 } else { 0.01 };
+            assert!((below(&some, x) - below(&all, x)).abs() < limit, "{turns}: {x}");
+        }
+    }
+}
+
 /// Prints the cost for each kind of data: `cargo test --release … -- --ignored --nocapture speed_of_recording`.
 #[test]
 #[ignore = "a measurement"]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::interpret::{Numerics, Program};
-use crate::ir::{Array, Graph};
+use crate::ir::{Array, Graph, ValueId};
 use crate::onnx::{import, text};
 
 fn graph(body: &str, constants: &str, output: &str) -> Graph {
@@ -27,7 +27,7 @@ fn watched(graph: &Graph, numerics: Numerics) -> (Vec<Array>, BTreeMap<String, A
     let program = Program::with_numerics(graph, numerics).unwrap();
     let mut seen = BTreeMap::new();
     let outputs = program
-        .run_watched(&[input()], &mut |id, array| {
+        .run_watched(&[input()], &mut |id: ValueId, array: &Array| {
             let twice = seen.insert(graph.name(id).to_string(), array.clone());
             assert!(twice.is_none(), "{} is shown twice", graph.name(id));
         })

@@ -7,7 +7,7 @@ use arbitrary::{Result, Unstructured};
 use qonnx::calibrate::observer::Observers;
 use qonnx::calibrate::threshold::Calibrator;
 use qonnx::interpret::Program;
-use qonnx::ir::{Array, Model};
+use qonnx::ir::{Array, Model, ValueId};
 use qonnx::onnx::{External, emit, import, text};
 use qonnx::passes;
 use qonnx::quantize::candidate::{Candidates, Filter, watched};
@@ -186,7 +186,7 @@ pub fn check(bytes: &[u8]) {
     let program = Program::new(graph).expect("a program");
     let mut seen = Observers::watching(watched(graph));
     for x in &samples {
-        let mut watch = |id, array: &Array| {
+        let mut watch = |id: ValueId, array: &Array| {
             if let Ok(values) = array.slice::<f32>() {
                 seen.observe(id, values, 0);
             }
