@@ -3,6 +3,8 @@
 //! All products multiply an unsigned with a signed byte, as the vector instructions do. Signed activations become
 //! unsigned and unsigned weights signed by flipping their top bit, which moves value and zero point by 128 alike.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub mod conv;
 pub mod depthwise;
 pub mod elementwise;
@@ -13,28 +15,46 @@ pub mod pool;
 pub mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+pub mod windows;
 
 /// The instructions that a product is computed with. All give the same integers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Loops that run anywhere.
     Plain,
     /// AVX-512 with dot products of bytes (VNNI) and byte permutation (VBMI).
     Vnni,
+    /// The same, and products of tiles (AMX).
+    Amx,
 }
 
 impl Level {
     /// The best of this processor.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512bw")
-            && std::arch::is_x86_feature_detected!("avx512vbmi")
-            && std::arch::is_x86_feature_detected!("avx512vnni")
-        {
-            return Self::Vnni;
+        Self::all().last().unwrap_or(Self::Plain)
+    }
+
+    /// All that this processor can do, the best last.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Plain, Self::Vnni, Self::Amx].into_iter().take_while(|level| level.available())
+    }
+
+    fn available(self) -> bool {
+        match self {
+            Self::Plain => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni => {
+                std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512vbmi")
+                    && std::arch::is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => amx::available(),
+            #[allow(unreachable_patterns)]
+            _ => false,
         }
-        Self::Plain
     }
 }
 

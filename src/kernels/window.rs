@@ -208,6 +208,11 @@ impl Phases {
         &self.taps
     }
 
+    /// Where each row of windows starts in the layout of a phase, and the windows of a row, which follow one another.
+    pub fn starts(&self) -> (&[usize], usize) {
+        (&self.windows.0, self.windows.1)
+    }
+
     /// Splits a plane: `target`, of [`size`](Self::size) elements, receives `source`, and `pad` outside of it.
     pub fn split<T: Copy>(&self, source: &[T], pad: T, target: &mut [T]) {
         let (length, stride) = self.row;

@@ -11,10 +11,7 @@ use super::pack::{CELL, LANES};
 use super::vnni::{DepthwiseChannel, DepthwiseWindows};
 use crate::kernels::window::Axis;
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::{
-    gemm::Number,
-    window::{each_index, volume},
-};
+use crate::kernels::window::{each_index, volume};
 
 /// The weight of a convolution with one input channel per group.
 #[derive(Debug, Clone)]
@@ -43,7 +40,7 @@ impl Depthwise {
     /// Can these windows be summed directly?
     pub fn fits(&self, level: Level, axes: &[Axis]) -> bool {
         let near = |a: &Axis| a.stride.saturating_mul(LANES - 1).saturating_add(3 * a.dilation) < CELL;
-        level == Level::Vnni && self.row > 0 && axes.last().is_some_and(near)
+        level >= Level::Vnni && self.row > 0 && axes.last().is_some_and(near)
     }
 
     /// Convolves; see [`conv`](super::conv::conv).
@@ -58,89 +55,30 @@ impl Depthwise {
     pub fn run(&self, axes: &[Axis], x: Input, w: &Weights, y: &mut [u8]) {
         let Some((last, outer)) = axes.split_last() else { return };
         let (plane_in, plane_out) = (volume(axes, |a| a.input), volume(axes, |a| a.output));
-        // The part of the padded plane that windows read.
-        let extents: Vec<usize> =
-            axes.iter().map(|a| (a.output - 1) * a.stride + (a.kernel - 1) * a.dilation + 1).collect();
-        let pitches: Vec<usize> = (0..axes.len()).map(|i| extents[i + 1..].iter().product()).collect();
-        let kernels: Vec<usize> = outer.iter().map(|a| a.kernel).collect();
-        let mut quads = Vec::new();
-        each_index(&kernels, |tap| {
-            let start: usize =
-                tap.iter().zip(outer).zip(&pitches).map(|((t, a), p)| t * a.dilation * p).sum();
-            quads.extend((0..self.row).map(|quad| start + 4 * quad * last.dilation));
-        });
-        let outputs: Vec<usize> = outer.iter().map(|a| a.output).collect();
+        let extents = |f: fn(&Axis) -> usize| outer.iter().map(f).collect::<Vec<_>>();
         let mut rows = Vec::new();
-        each_index(&outputs, |o| {
-            rows.push(o.iter().zip(outer).zip(&pitches).map(|((o, a), p)| o * a.stride * p).sum());
-        });
-        let count = quads.len();
-        let windows = DepthwiseWindows {
-            rows,
-            width: last.output,
-            quads,
-            stride: last.stride,
-            dilation: last.dilation,
-        };
-        let size: usize = extents.iter().product();
-        let copies = Copies::new(axes, &extents);
-        u8::scratch(size.max(windows.room()), |plane| {
-            plane.fill(x.pad ^ x.flip);
-            let channels = w.offsets.len();
-            for (index, y) in y.chunks_exact_mut(plane_out).enumerate() {
-                let channel = index % channels;
-                if channel.is_multiple_of(self.output) {
-                    let source = &x.planes[index / self.output * plane_in..][..plane_in];
-                    copies.run(source, x.flip, plane);
-                }
-                let own = DepthwiseChannel {
-                    weights: &self.quads[channel * count..][..count],
-                    offset: w.offsets[channel],
-                    scale: w.scales[channel],
-                    range: w.range,
-                };
-                windows.run(plane, &own, y);
-            }
-        });
-    }
-}
-
-/// How a plane is copied into the middle of a padded one.
-#[cfg(target_arch = "x86_64")]
-struct Copies {
-    /// Where each row comes from and goes to.
-    rows: Vec<(usize, usize)>,
-    /// Bytes of a row.
-    width: usize,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Copies {
-    fn new(axes: &[Axis], extents: &[usize]) -> Self {
-        let mut copies = Self { rows: Vec::new(), width: 0 };
-        let (Some((last, outer)), Some((&width, lines))) = (axes.split_last(), extents.split_last()) else {
-            return copies;
-        };
-        copies.width = last.input.min(width.saturating_sub(last.begin));
-        let mut target = last.begin;
-        each_index(lines, |index| {
-            let line = index.iter().zip(outer).try_fold(0, |line, (i, a)| {
-                i.checked_sub(a.begin).filter(|&p| p < a.input).map(|p| line * a.input + p)
+        each_index(&extents(|a| a.output), |o| {
+            each_index(&extents(|a| a.kernel), |tap| {
+                let line = outer.iter().zip(o.iter().zip(tap)).try_fold(0, |line, (a, (&o, &tap))| {
+                    a.source(o, tap).map(|position| line * a.input + position)
+                });
+                rows.push(line.map(|line| line * last.input));
             });
-            copies.rows.extend(line.filter(|_| copies.width > 0).map(|line| (line * last.input, target)));
-            target += width;
         });
-        copies
-    }
-
-    fn run(&self, source: &[u8], flip: u8, plane: &mut [u8]) {
-        for &(from, to) in &self.rows {
-            let (from, to) = (&source[from..][..self.width], &mut plane[to..][..self.width]);
-            if flip == 0 {
-                to.copy_from_slice(from);
-            } else {
-                to.iter_mut().zip(from).for_each(|(t, s)| *t = s ^ flip);
-            }
+        let taps = volume(outer, |a| a.kernel);
+        let windows = DepthwiseWindows::new(rows, taps, last, x.pad);
+        let (channels, count) = (w.offsets.len(), taps * self.row);
+        for (index, y) in y.chunks_exact_mut(plane_out).enumerate() {
+            let channel = index % channels;
+            let own = DepthwiseChannel {
+                plane: &x.planes[index / self.output * plane_in..][..plane_in],
+                flip: x.flip,
+                weights: &self.quads[channel * count..][..count],
+                offset: w.offsets[channel],
+                scale: w.scales[channel],
+                range: w.range,
+            };
+            windows.run(&own, y);
         }
     }
 }

@@ -60,9 +60,9 @@ impl<const BY_ROW: bool> Affine<'_, BY_ROW> {
         let along = if BY_ROW { tile.rows } else { (tile.columns.0, columns) };
         let (offsets, scales) = (&self.offsets[along.0..][..along.1], &self.scales[along.0..][..along.1]);
         let out = &mut out[tile.rows.0 * stride + tile.columns.0..];
-        let sums = &tile.sums[..tile.rows.1];
+        let sums = &tile.sums.0[..tile.rows.1];
         #[cfg(target_arch = "x86_64")]
-        if level == Level::Vnni {
+        if level >= Level::Vnni {
             return super::vnni::Finish { sums, columns, offsets, scales, range }.run::<BY_ROW>(out, stride);
         }
         let _ = level;
@@ -80,12 +80,33 @@ impl<const BY_ROW: bool> Affine<'_, BY_ROW> {
     /// If the tile does not lie inside offsets, scales and `out`.
     pub fn reals(self, tile: &Tile, width: usize, out: &mut [f32], stride: usize) {
         let columns = tile.columns.1.min(width.saturating_sub(tile.columns.0));
-        for (r, sums) in tile.sums.iter().take(tile.rows.1).enumerate() {
+        for (r, sums) in tile.sums.0.iter().take(tile.rows.1).enumerate() {
             let row = tile.rows.0 + r;
+            let along = if BY_ROW { (row, 1) } else { (tile.columns.0, columns) };
+            let (offsets, scales) = (&self.offsets[along.0..][..along.1], &self.scales[along.0..][..along.1]);
             let out = &mut out[row * stride + tile.columns.0..][..columns];
-            for (c, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
-                let own = if BY_ROW { row } else { tile.columns.0 + c };
-                *out = sum.wrapping_add(self.offsets[own]) as f32 * self.scales[own];
+            simd::run(Real::<BY_ROW> { sums: &sums[..columns], offsets, scales, out });
+        }
+    }
+}
+
+struct Real<'a, const BY_ROW: bool> {
+    sums: &'a [i32],
+    offsets: &'a [i32],
+    scales: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl<const BY_ROW: bool> Task for Real<'_, BY_ROW> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { sums, offsets, scales, out } = self;
+        if BY_ROW {
+            let (offset, scale) = (offsets[0], scales[0]);
+            out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = sum.wrapping_add(offset) as f32 * scale);
+        } else {
+            for (((out, &sum), &offset), &scale) in out.iter_mut().zip(sums).zip(offsets).zip(scales) {
+                *out = sum.wrapping_add(offset) as f32 * scale;
             }
         }
     }

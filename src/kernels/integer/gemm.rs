@@ -1,18 +1,26 @@
 //! Products of packed bytes, tile by tile, with exact sums.
 
 use super::Level;
-use super::pack::{CELL, LANES, column_sums};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+use super::pack::{Cell, LANES, block_len, column_sums};
 use crate::kernels::simd::{self, Task};
 
-/// Rows of a tile.
-pub const TILE_ROWS: usize = 8;
-/// Blocks of columns of a tile.
-pub const TILE_BLOCKS: usize = 3;
-/// Columns of a tile.
-pub const TILE_COLUMNS: usize = TILE_BLOCKS * LANES;
+/// Rows of a tile, and its columns: two blocks of each.
+pub const TILE: usize = 2 * LANES;
+
+/// Fewer rows than these are not worth products of tiles.
+const FEW: usize = 4;
 
 /// The sums of a tile; only those of its rows and blocks of columns mean something.
-pub type Sums = [[i32; TILE_COLUMNS]; TILE_ROWS];
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+pub struct Sums(pub [[i32; TILE]; TILE]);
+
+impl Sums {
+    /// No sums yet.
+    pub const ZERO: Self = Self([[0; TILE]; TILE]);
+}
 
 /// A tile of the product.
 pub struct Tile<'a> {
@@ -24,63 +32,96 @@ pub struct Tile<'a> {
     pub sums: &'a mut Sums,
 }
 
-/// Computes the product of `rows` (`4 · quads` bytes each) and `panels` (`quads` cells a block), and hands every tile
-/// to `finish`. With `SIGNED_ROWS`, rows are signed and panels unsigned, else the other way round.
+/// Packed operands. With `SIGNED_ROWS`, rows are signed and columns unsigned, else the other way round.
+#[derive(Debug, Clone, Copy)]
+pub struct Operands<'a, const SIGNED_ROWS: bool> {
+    /// Quads of a row and of a column.
+    pub quads: usize,
+    /// Number of rows.
+    pub count: usize,
+    /// The blocks of rows.
+    pub rows: &'a [Cell],
+    /// The blocks of columns.
+    pub columns: &'a [Cell],
+}
+
+/// Computes the product and hands every tile to `finish`.
 ///
 /// # Panics
 /// If the operands are not whole.
 pub fn product<const SIGNED_ROWS: bool>(
     level: Level,
-    quads: usize,
-    rows: &[u8],
-    panels: &[u8],
+    operands: Operands<SIGNED_ROWS>,
     mut finish: impl FnMut(Tile),
 ) {
-    let (row, block) = (4 * quads, quads * CELL);
-    let (count, blocks) = if quads == 0 { (0, 0) } else { (rows.len() / row, panels.len() / block) };
+    let Operands { quads, count, rows, columns } = operands;
+    if quads == 0 {
+        return;
+    }
+    let len = block_len(quads);
+    let blocks = columns.len() / len;
     assert!(
-        count * row == rows.len() && blocks * block == panels.len(),
+        count.div_ceil(LANES) * len == rows.len() && blocks * len == columns.len(),
         "operands of a product are not whole"
     );
-    let mut sums: Sums = [[0; TILE_COLUMNS]; TILE_ROWS];
-    for first_block in (0..blocks).step_by(TILE_BLOCKS) {
-        let some_blocks = TILE_BLOCKS.min(blocks - first_block);
-        let panels = &panels[first_block * block..][..some_blocks * block];
-        for first in (0..count).step_by(TILE_ROWS) {
-            let some = TILE_ROWS.min(count - first);
-            tile::<SIGNED_ROWS>(level, quads, &rows[first * row..][..some * row], panels, &mut sums);
-            let columns = (first_block * LANES, some_blocks * LANES);
-            finish(Tile { rows: (first, some), columns, sums: &mut sums });
+    // A tile of few rows is mostly empty.
+    let level = if count < FEW { level.min(Level::Vnni) } else { level };
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    let _tiles = (level == Level::Amx).then(amx::Tiles::new);
+    let mut sums = Sums::ZERO;
+    let mut one = |first: usize, block: usize| {
+        let (some, some_blocks) = (TILE.min(count - first), (TILE / LANES).min(blocks - block));
+        let own = Operands::<SIGNED_ROWS> {
+            quads,
+            count: some,
+            rows: &rows[first / LANES * len..][..some.div_ceil(LANES) * len],
+            columns: &columns[block * len..][..some_blocks * len],
+        };
+        own.tile(level, &mut sums);
+        let columns = (block * LANES, some_blocks * LANES);
+        finish(Tile { rows: (first, some), columns, sums: &mut sums });
+    };
+    // The larger operand is read once, the smaller one stays in the cache.
+    if rows.len() > columns.len() {
+        for first in (0..count).step_by(TILE) {
+            (0..blocks).step_by(TILE / LANES).for_each(|block| one(first, block));
+        }
+    } else {
+        for block in (0..blocks).step_by(TILE / LANES) {
+            (0..count).step_by(TILE).for_each(|first| one(first, block));
         }
     }
 }
 
-fn tile<const SIGNED_ROWS: bool>(level: Level, quads: usize, rows: &[u8], panels: &[u8], sums: &mut Sums) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Vnni => super::vnni::tile::<SIGNED_ROWS>(quads, rows, panels, sums),
-        _ => simd::run(Plain::<SIGNED_ROWS> { quads, rows, panels, sums }),
+impl<const SIGNED_ROWS: bool> Operands<'_, SIGNED_ROWS> {
+    /// The sums of operands that are one tile.
+    fn tile(self, level: Level, sums: &mut Sums) {
+        match level {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Level::Amx => amx::tile(self, sums),
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => super::vnni::tile(self, sums),
+            _ => simd::run(Plain(self, sums)),
+        }
     }
 }
 
-struct Plain<'a, const SIGNED_ROWS: bool> {
-    quads: usize,
-    rows: &'a [u8],
-    panels: &'a [u8],
-    sums: &'a mut Sums,
-}
+struct Plain<'a, const SIGNED_ROWS: bool>(Operands<'a, SIGNED_ROWS>, &'a mut Sums);
 
 impl<const SIGNED_ROWS: bool> Task for Plain<'_, SIGNED_ROWS> {
     #[inline(always)]
     fn run(self) {
+        let Self(Operands { quads, count, rows, columns }, sums) = self;
         let unsigned = |b: u8| i32::from(b);
         let signed = |b: u8| i32::from(b as i8);
-        for (row, sums) in self.rows.chunks_exact(4 * self.quads).zip(self.sums.iter_mut()) {
-            let blocks = self.panels.chunks_exact(self.quads * CELL);
-            for (cells, sums) in blocks.zip(sums.chunks_exact_mut(LANES)) {
+        let len = block_len(quads);
+        for (row, sums) in sums.0.iter_mut().enumerate().take(count) {
+            let row = &rows[row / LANES * len..][row % LANES..];
+            for (cells, sums) in columns.chunks_exact(len).zip(sums.chunks_exact_mut(LANES)) {
                 let mut block = [0i32; LANES];
-                for (a, cell) in row.chunks_exact(4).zip(cells.chunks_exact(CELL)) {
-                    for (sum, b) in block.iter_mut().zip(cell.chunks_exact(4)) {
+                for (quad, cell) in cells[..quads].iter().enumerate() {
+                    let a = &row[quad / LANES * LANES].0[quad % LANES * 4..][..4];
+                    for (sum, b) in block.iter_mut().zip(cell.0.chunks_exact(4)) {
                         for (&a, &b) in a.iter().zip(b) {
                             let product =
                                 if SIGNED_ROWS { signed(a) * unsigned(b) } else { unsigned(a) * signed(b) };
@@ -94,15 +135,15 @@ impl<const SIGNED_ROWS: bool> Task for Plain<'_, SIGNED_ROWS> {
     }
 }
 
-/// Subtracts `zero_points[row] · Σ column` from a tile of signed rows and unsigned panels: what a weight's zero point
+/// Subtracts `zero_points[row] · Σ column` from a tile of signed rows and unsigned columns: what a weight's zero point
 /// adds to the sums.
-pub fn subtract_column_sums(tile: &mut Tile, quads: usize, panels: &[u8], zero_points: &[i32]) {
-    let (first, columns) = tile.columns;
-    let blocks = panels[first / LANES * quads * CELL..].chunks_exact(quads * CELL).take(columns / LANES);
+pub fn subtract_column_sums(tile: &mut Tile, quads: usize, columns: &[Cell], zero_points: &[i32]) {
+    let (first, width) = tile.columns;
+    let blocks = columns.chunks_exact(block_len(quads)).skip(first / LANES).take(width / LANES);
     for (block, cells) in blocks.enumerate() {
-        let of_columns = column_sums(cells);
+        let of_columns = column_sums(&cells[..quads]);
         let rows = tile.rows.0..tile.rows.0 + tile.rows.1;
-        for (sums, zero) in tile.sums.iter_mut().zip(&zero_points[rows]) {
+        for (sums, zero) in tile.sums.0.iter_mut().zip(&zero_points[rows]) {
             for (sum, column) in sums[block * LANES..].iter_mut().zip(of_columns) {
                 *sum = sum.wrapping_sub(zero.wrapping_mul(column));
             }
@@ -110,15 +151,13 @@ pub fn subtract_column_sums(tile: &mut Tile, quads: usize, panels: &[u8], zero_p
     }
 }
 
-/// Subtracts `zero_points[column] · Σ row` from a tile of unsigned rows and signed panels.
-pub fn subtract_row_sums(tile: &mut Tile, quads: usize, rows: &[u8], zero_points: &[i32]) {
+/// Subtracts `zero_points[column] · Σ row` from a tile of unsigned rows and signed columns.
+pub fn subtract_row_sums(tile: &mut Tile, row_sums: &[i32], zero_points: &[i32]) {
     let (first, count) = tile.rows;
     let zero_points = zero_points.get(tile.columns.0..).unwrap_or_default();
-    for (sums, row) in tile.sums.iter_mut().zip(rows[first * 4 * quads..].chunks_exact(4 * quads)).take(count)
-    {
-        let of_row: i32 = row.iter().map(|&b| i32::from(b)).sum();
+    for (sums, of_row) in tile.sums.0.iter_mut().zip(&row_sums[first..][..count]) {
         for (sum, zero) in sums.iter_mut().zip(zero_points) {
-            *sum = sum.wrapping_sub(zero.wrapping_mul(of_row));
+            *sum = sum.wrapping_sub(zero.wrapping_mul(*of_row));
         }
     }
 }

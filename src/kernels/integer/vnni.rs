@@ -6,58 +6,61 @@
 use std::arch::x86_64::*;
 
 use super::finish::ByteRange;
-use super::gemm::{Sums, TILE_ROWS};
-use super::pack::{CELL, LANES};
+use super::gemm::{Operands, Sums, TILE};
+use super::pack::{CELL, Cell, LANES, block_len};
+use crate::kernels::window::Axis;
 
-/// The product of up to [`TILE_ROWS`] rows with up to three blocks of columns.
-pub fn tile<const SIGNED_ROWS: bool>(quads: usize, rows: &[u8], panels: &[u8], sums: &mut Sums) {
-    let (count, blocks) = (rows.len() / (4 * quads), panels.len() / (quads * CELL));
+/// The sums of operands that are one tile of the product.
+pub fn tile<const SIGNED_ROWS: bool>(operands: Operands<SIGNED_ROWS>, sums: &mut Sums) {
     let mut first = 0;
-    while first < count {
-        let (rows, sums) = (&rows[first * 4 * quads..], &mut sums[first..]);
+    while first < operands.count {
+        let sums = &mut sums.0[first..];
         // SAFETY: the level says that the processor has these instructions.
-        let done = unsafe {
-            match (count - first, blocks) {
-                (TILE_ROWS.., 3) => some_rows::<SIGNED_ROWS, 8, 3>(quads, rows, panels, sums),
-                (TILE_ROWS.., 2) => some_rows::<SIGNED_ROWS, 8, 2>(quads, rows, panels, sums),
-                (TILE_ROWS.., _) => some_rows::<SIGNED_ROWS, 8, 1>(quads, rows, panels, sums),
-                (4.., 3) => some_rows::<SIGNED_ROWS, 4, 3>(quads, rows, panels, sums),
-                (4.., 2) => some_rows::<SIGNED_ROWS, 4, 2>(quads, rows, panels, sums),
-                (4.., _) => some_rows::<SIGNED_ROWS, 4, 1>(quads, rows, panels, sums),
-                (_, 3) => some_rows::<SIGNED_ROWS, 1, 3>(quads, rows, panels, sums),
-                (_, 2) => some_rows::<SIGNED_ROWS, 1, 2>(quads, rows, panels, sums),
-                (_, _) => some_rows::<SIGNED_ROWS, 1, 1>(quads, rows, panels, sums),
+        first += unsafe {
+            match (operands.count - first, operands.columns.len() > block_len(operands.quads)) {
+                (8.., true) => some_rows::<SIGNED_ROWS, 8, 2>(operands, first, sums),
+                (8.., false) => some_rows::<SIGNED_ROWS, 8, 1>(operands, first, sums),
+                (4.., true) => some_rows::<SIGNED_ROWS, 4, 2>(operands, first, sums),
+                (4.., false) => some_rows::<SIGNED_ROWS, 4, 1>(operands, first, sums),
+                (_, true) => some_rows::<SIGNED_ROWS, 1, 2>(operands, first, sums),
+                (_, false) => some_rows::<SIGNED_ROWS, 1, 1>(operands, first, sums),
             }
         };
-        first += done;
     }
 }
 
+/// The sums of `ROWS` rows of a block from `first` on; `ROWS` divides [`LANES`], and all before `first` are done.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
-    quads: usize,
-    rows: &[u8],
-    panels: &[u8],
-    out: &mut [[i32; 3 * LANES]],
+    operands: Operands<SIGNED_ROWS>,
+    first: usize,
+    out: &mut [[i32; TILE]],
 ) -> usize {
-    assert!(rows.len() >= ROWS * quads * 4 && panels.len() >= BLOCKS * quads * CELL);
+    let Operands { quads, rows, columns, .. } = operands;
+    let len = block_len(quads);
+    let rows = &rows[first / LANES * len..][..len];
+    let row = first % LANES;
+    assert!(columns.len() >= BLOCKS * len && row + ROWS <= LANES);
     let mut sums = [[_mm512_setzero_si512(); BLOCKS]; ROWS];
-    for quad in 0..quads {
-        let mut cells = [_mm512_setzero_si512(); BLOCKS];
-        for (block, cell) in cells.iter_mut().enumerate() {
-            // SAFETY: block < BLOCKS and quad < quads, so the cell's 64 bytes lie inside the panels.
-            *cell = unsafe { _mm512_loadu_si512(panels.as_ptr().add((block * quads + quad) * CELL).cast()) };
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: row < ROWS and quad < quads, so the quad's 4 bytes lie inside the rows.
-            let bytes = unsafe { rows.as_ptr().add((row * quads + quad) * 4).cast::<i32>().read_unaligned() };
-            let bytes = _mm512_set1_epi32(bytes);
-            for (sum, &cell) in sums.iter_mut().zip(&cells) {
-                *sum = if SIGNED_ROWS {
-                    _mm512_dpbusd_epi32(*sum, cell, bytes)
-                } else {
-                    _mm512_dpbusd_epi32(*sum, bytes, cell)
-                };
+    for step in (0..quads).step_by(LANES) {
+        let own = &rows[step + row..][..ROWS];
+        for quad in 0..LANES.min(quads - step) {
+            let mut cells = [_mm512_setzero_si512(); BLOCKS];
+            for (block, cell) in cells.iter_mut().enumerate() {
+                // SAFETY: block < BLOCKS and step + quad < len, so the cell lies inside the columns.
+                *cell = unsafe { _mm512_load_si512(columns.as_ptr().add(block * len + step + quad).cast()) };
+            }
+            for (row, sums) in own.iter().zip(&mut sums) {
+                // SAFETY: quad < LANES, so its 4 bytes lie inside the cell.
+                let bytes = unsafe { row.0.as_ptr().cast::<i32>().add(quad).read() };
+                let bytes = _mm512_set1_epi32(bytes);
+                for (sum, &cell) in sums.iter_mut().zip(&cells) {
+                    *sum = if SIGNED_ROWS {
+                        _mm512_dpbusd_epi32(*sum, cell, bytes)
+                    } else {
+                        _mm512_dpbusd_epi32(*sum, bytes, cell)
+                    };
+                }
             }
         }
     }
@@ -73,7 +76,7 @@ fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
 /// What becomes of the sums of a tile: see [`Affine::bytes`](super::finish::Affine::bytes).
 pub struct Finish<'a> {
     /// The sums of each row.
-    pub sums: &'a [[i32; 3 * LANES]],
+    pub sums: &'a [[i32; TILE]],
     /// Columns that count.
     pub columns: usize,
     /// One for each row or each column.
@@ -94,16 +97,16 @@ impl Finish<'_> {
         unsafe { self.compute::<BY_ROW>(out, stride) }
     }
 
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn compute<const BY_ROW: bool>(&self, out: &mut [u8], stride: usize) {
         let Self { sums, columns, offsets, scales, range } = *self;
         let needed = if BY_ROW { sums.len() } else { columns };
-        assert!(offsets.len() >= needed && scales.len() >= needed && columns <= 3 * LANES);
+        assert!(offsets.len() >= needed && scales.len() >= needed && columns <= TILE);
         assert!(sums.is_empty() || (sums.len() - 1) * stride + columns <= out.len());
         for (row, sums) in sums.iter().enumerate() {
-            for at in (0..columns).step_by(LANES) {
-                let mask = lanes(columns - at);
-                // SAFETY: there are `needed` offsets and scales, and a row has room for 48 sums; the mask leaves only
+            let mut one = |at: usize, count: usize| {
+                let mask = lanes(count);
+                // SAFETY: there are `needed` offsets and scales, and a row has room for 32 sums; the mask leaves only
                 // lanes below `columns`, of which the last one of the last row lies inside `out`.
                 unsafe {
                     let (offset, scale) = if BY_ROW {
@@ -119,8 +122,14 @@ impl Finish<'_> {
                     };
                     let sum = _mm512_loadu_epi32(sums.as_ptr().add(at));
                     let bytes = requantized(sum, offset, scale, &range);
-                    store(out.as_mut_ptr().add(row * stride + at), bytes, columns - at);
+                    store(out.as_mut_ptr().add(row * stride + at), bytes, count);
                 }
+            };
+            // Nearly all rows are whole.
+            if columns == TILE {
+                (0..TILE).step_by(LANES).for_each(|at| one(at, LANES));
+            } else {
+                (0..columns).step_by(LANES).for_each(|at| one(at, columns - at));
             }
         }
     }
@@ -141,14 +150,16 @@ fn requantized(sum: __m512i, offset: __m512i, scale: __m512, range: &ByteRange) 
 /// # Safety
 /// There must be room for as many bytes.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn store(out: *mut u8, lanes_of_bytes: __m512i, count: usize) {
-    // SAFETY: the caller has room for the bytes that are stored. Without a mask the store is several times faster.
+    // Narrowing into memory under a mask would be many times slower than the two steps.
+    let bytes = _mm512_cvtepi32_epi8(lanes_of_bytes);
+    // SAFETY: the caller has room for the bytes that are stored.
     unsafe {
         if count >= LANES {
-            _mm_storeu_si128(out.cast(), _mm512_cvtepi32_epi8(lanes_of_bytes));
+            _mm_storeu_si128(out.cast(), bytes);
         } else {
-            _mm512_mask_cvtepi32_storeu_epi8(out.cast(), lanes(count), lanes_of_bytes);
+            _mm_mask_storeu_epi8(out.cast(), lanes(count), bytes);
         }
     }
 }
@@ -158,22 +169,32 @@ fn lanes(count: usize) -> __mmask16 {
     if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
-/// How the windows of a depthwise convolution read a padded plane.
+/// How the windows of a depthwise convolution read a plane. Nothing is copied: loads leave out what is not the input.
 pub struct DepthwiseWindows {
-    /// Where the first window of each row of the output reads.
-    pub rows: Vec<usize>,
+    /// Rows of taps, and quads of such a row.
+    taps: (usize, usize),
     /// Windows of a row.
-    pub width: usize,
-    /// For each quad of taps, where it lies from the start of its window.
-    pub quads: Vec<usize>,
-    /// Distance between windows.
-    pub stride: usize,
-    /// Distance between the taps of a quad.
-    pub dilation: usize,
+    width: usize,
+    /// For each row of the output and each row of taps, where its row of the input starts; none: in the padding.
+    rows: Vec<Option<usize>>,
+    /// For each block of windows and each quad, from where in the row it loads, and which of the bytes are the input.
+    loads: Vec<(isize, u64)>,
+    /// The byte of a load for each of the 64 that 16 windows multiply.
+    indices: Cell,
+    /// Is half a load enough?
+    near: bool,
+    /// Bytes that a plane must have.
+    plane: usize,
+    /// A row of padding.
+    padding: Vec<u8>,
 }
 
 /// One channel of a depthwise convolution.
 pub struct DepthwiseChannel<'a> {
+    /// Its plane of the input.
+    pub plane: &'a [u8],
+    /// What makes the bytes unsigned, by exclusive or.
+    pub flip: u8,
     /// For each quad of taps, four signed weights.
     pub weights: &'a [i32],
     /// Added to each sum.
@@ -185,53 +206,101 @@ pub struct DepthwiseChannel<'a> {
 }
 
 impl DepthwiseWindows {
-    /// Bytes that a plane must have for all windows to lie inside it.
-    pub fn room(&self) -> usize {
-        let last = |list: &[usize]| list.iter().max().copied().unwrap_or(0);
-        let along = self.width.saturating_sub(1) / LANES * LANES * self.stride;
-        last(&self.rows) + last(&self.quads) + along + CELL
+    /// Windows along a last axis; for each row of the output, `rows` says for each row of `taps` where its row of the
+    /// input starts, unless it lies in the padding.
+    ///
+    /// # Panics
+    /// If the quads of a block of windows do not lie within the bytes of a cell.
+    pub fn new(rows: Vec<Option<usize>>, taps: usize, axis: &Axis, pad: u8) -> Self {
+        let span = (LANES - 1) * axis.stride + 3 * axis.dilation;
+        assert!(span < CELL, "windows are too far apart");
+        let quads = axis.kernel.div_ceil(4);
+        let mut loads = Vec::new();
+        for at in (0..axis.output).step_by(LANES) {
+            for quad in 0..quads {
+                let start = at * axis.stride + 4 * quad * axis.dilation;
+                let before = |position: usize| match position.saturating_sub(start) {
+                    some @ ..CELL => (1 << some) - 1,
+                    _ => u64::MAX,
+                };
+                let mask = before(axis.begin + axis.input) & !before(axis.begin);
+                loads.push((start as isize - axis.begin as isize, mask));
+            }
+        }
+        Self {
+            taps: (taps, quads),
+            width: axis.output,
+            loads,
+            indices: Cell(std::array::from_fn(|i| (i / 4 * axis.stride + i % 4 * axis.dilation) as u8)),
+            near: span < CELL / 2,
+            plane: rows.iter().flatten().max().map_or(0, |row| row + axis.input),
+            rows,
+            padding: vec![pad; axis.input.max(1)],
+        }
     }
 
     /// Computes a plane of the output.
     ///
     /// # Panics
-    /// If a window reads outside the plane.
-    pub fn run(&self, plane: &[u8], channel: &DepthwiseChannel, out: &mut [u8]) {
+    /// If a row lies outside the plane or weights are missing.
+    pub fn run(&self, channel: &DepthwiseChannel, out: &mut [u8]) {
         // SAFETY: the level says that the processor has these instructions.
-        unsafe { self.compute(plane, channel, out) }
+        unsafe {
+            match (self.taps, channel.flip) {
+                ((3, 1), 0) if self.near => self.compute::<3, 1, true, false>(channel, out),
+                ((3, 1), 0) => self.compute::<3, 1, false, false>(channel, out),
+                ((3, 1), _) => self.compute::<3, 1, false, true>(channel, out),
+                _ => self.compute::<0, 0, false, true>(channel, out),
+            }
+        }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-    fn compute(&self, plane: &[u8], channel: &DepthwiseChannel, out: &mut [u8]) {
-        let mut indices = [0u8; CELL];
-        for (i, index) in indices.iter_mut().enumerate() {
-            *index = (i / 4 * self.stride + i % 4 * self.dilation) as u8;
-        }
-        assert!((LANES - 1) * self.stride + 3 * self.dilation < CELL, "windows are too far apart");
-        assert!(channel.weights.len() == self.quads.len() && self.room() <= plane.len());
-        // SAFETY: the array has 64 bytes.
-        let indices = unsafe { _mm512_loadu_si512(indices.as_ptr().cast()) };
+    /// Loops over so many `TAPS` and `QUADS` are unrolled; 0 is any number. `NEAR`: half a load is enough, and one that
+    /// crosses cache lines is slow. Without `FLIP` the bytes are unsigned.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+    fn compute<const TAPS: usize, const QUADS: usize, const NEAR: bool, const FLIP: bool>(
+        &self,
+        channel: &DepthwiseChannel,
+        out: &mut [u8],
+    ) {
+        let (taps, quads) = if TAPS > 0 { (TAPS, QUADS) } else { self.taps };
+        assert!(channel.weights.len() == taps * quads && self.plane <= channel.plane.len());
+        // SAFETY: a cell has 64 bytes.
+        let indices = unsafe { _mm512_load_si512(self.indices.0.as_ptr().cast()) };
         let (offset, scale) = (_mm512_set1_epi32(channel.offset), _mm512_set1_ps(channel.scale));
-        // A load that crosses cache lines is slow, so half of it is left out where it is not needed.
-        let near = (LANES - 1) * self.stride + 3 * self.dilation < CELL / 2;
-        for (&start, out) in self.rows.iter().zip(out.chunks_exact_mut(self.width.max(1))) {
-            for at in (0..out.len()).step_by(LANES) {
+        let flip = _mm512_set1_epi8(channel.flip as i8);
+        let pad = _mm512_set1_epi8(self.padding.first().copied().unwrap_or(0) as i8);
+        // Down the output, so that masks stay what they are.
+        for (block, loads) in self.loads.chunks_exact(quads).enumerate() {
+            for (rows, out) in self.rows.chunks_exact(taps).zip(out.chunks_exact_mut(self.width)) {
                 let mut sum = _mm512_setzero_si512();
-                for (&quad, &weights) in self.quads.iter().zip(channel.weights) {
-                    // SAFETY: 64 bytes from the furthest of these places lie inside the plane, as `room` counts.
-                    let bytes = unsafe {
-                        let place = plane.as_ptr().add(start + quad + at * self.stride);
-                        match near {
-                            true => _mm512_castsi256_si512(_mm256_loadu_si256(place.cast())),
-                            false => _mm512_loadu_si512(place.cast()),
+                for (row, weights) in rows.iter().zip(channel.weights.chunks_exact(quads)) {
+                    let row =
+                        row.map_or(self.padding.as_ptr(), |row| channel.plane.as_ptr().wrapping_add(row));
+                    for (&(start, mask), &weights) in loads.iter().zip(weights) {
+                        let place = row.wrapping_offset(start);
+                        // SAFETY: the mask leaves only bytes of the row, which lies inside the plane or is all padding.
+                        let mut bytes = unsafe {
+                            match NEAR {
+                                true => _mm512_castsi256_si512(_mm256_mask_loadu_epi8(
+                                    _mm512_castsi512_si256(pad),
+                                    mask as u32,
+                                    place.cast(),
+                                )),
+                                false => _mm512_mask_loadu_epi8(pad, mask, place.cast()),
+                            }
+                        };
+                        if FLIP {
+                            bytes = _mm512_xor_si512(bytes, flip);
                         }
-                    };
-                    let windows = _mm512_permutexvar_epi8(indices, bytes);
-                    sum = _mm512_dpbusd_epi32(sum, windows, _mm512_set1_epi32(weights));
+                        let windows = _mm512_permutexvar_epi8(indices, bytes);
+                        sum = _mm512_dpbusd_epi32(sum, windows, _mm512_set1_epi32(weights));
+                    }
                 }
                 let bytes = requantized(sum, offset, scale, &channel.range);
-                // SAFETY: no more lanes are stored than are left in `out`.
-                unsafe { store(out.as_mut_ptr().add(at), bytes, out.len() - at) };
+                let out = &mut out[block * LANES..];
+                // SAFETY: no more lanes are stored than there are in `out`.
+                unsafe { store(out.as_mut_ptr(), bytes, out.len()) };
             }
         }
     }

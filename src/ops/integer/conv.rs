@@ -7,7 +7,7 @@ use crate::ir::{Array, QuantParams, element_count};
 use crate::kernels::integer::Level;
 use crate::kernels::integer::conv::{Input, Weights, conv};
 use crate::kernels::integer::depthwise::Depthwise;
-use crate::kernels::integer::pack::Rows;
+use crate::kernels::integer::windows::kernels;
 use crate::ops::conv::Conv;
 use crate::ops::slots::required;
 
@@ -37,7 +37,7 @@ pub fn prepare(conv: &Conv, unit: &Unit) -> Option<Box<dyn Kernel>> {
     }
     let scales = spread(ws.along(0, w.rank())?, channels)?;
     let bytes = raw(w).ok()?;
-    let rows = Rows::signed(bytes, depth, sign_flip(ws.dtype));
+    let rows = kernels(bytes, conv.group, *channel_depth, taps, sign_flip(ws.dtype));
     let (zx, zw) = (unsigned_zero(&x), signed_zero(ws.dtype, ws.zero_point()?));
     let bias = bias(unit.inputs.get(2), x.scale, &scales)?;
     // Σ (x - zx)(w - zw) = Σ xw - zx·Σw - zw·Σx + depth·zx·zw; padding reads as zx.
@@ -93,7 +93,7 @@ impl Kernel for Packed {
         let (channels, axes, shape) = self.conv.place(x.shape(), &self.shape)?;
         let mut y = vec![0; element_count(&shape)?];
         let input = Input { planes: raw(x)?, flip: flip(self.x.dtype), pad: self.x.zero_point as u8 };
-        conv(Level::detect(), channels, &axes, input, &self.weights, &mut y);
+        conv(Level::detect(), channels, &axes, input, &self.weights, &mut y)?;
         Ok(vec![from_raw(self.y.dtype, &shape, y)?])
     }
 

@@ -11,8 +11,8 @@ use crate::ir::{Array, QuantParams, element_count};
 use crate::kernels::gemm::Size;
 use crate::kernels::integer::Level;
 use crate::kernels::integer::finish::Affine;
-use crate::kernels::integer::gemm::{product, subtract_row_sums};
-use crate::kernels::integer::pack::Panels;
+use crate::kernels::integer::gemm::{Operands, product, subtract_row_sums};
+use crate::kernels::integer::pack::{Cell, Columns, LANES, block_len, pack_rows};
 use crate::ops::gemm::{Batches, Gemm};
 use crate::ops::slots::required;
 
@@ -21,8 +21,8 @@ use crate::ops::slots::required;
 struct Product {
     a: QuantParams,
     b: Scales,
-    /// The constant `B` in panels, and its shape.
-    packed: Option<(Panels, Vec<usize>)>,
+    /// The columns of a constant `B`, and its shape.
+    packed: Option<(Columns, Vec<usize>)>,
     /// Are `A` and `B` transposed? Only for two dimensions.
     transposed: (bool, bool),
     /// Added to the sums of each column; or one for all; or nothing.
@@ -70,10 +70,11 @@ fn prepare(
     }
     let packed = match constant.filter(|array| array.rank() == 2 && array.dtype() == b.dtype) {
         Some(array) => {
-            let (k, n, steps) = layout(array.shape(), transposed.1)?;
+            let turned = if transposed.1 { array.transposed(&[1, 0]).ok()? } else { array.clone() };
+            let &[k, n] = turned.shape() else { return None };
             b.along(usize::from(!transposed.1), 2).and_then(|scales| spread(scales, n))?;
-            let panels = Panels::signed(raw(array).ok()?, (k, n), steps, sign_flip(b.dtype));
-            Some((panels, array.shape().to_vec()))
+            let columns = Columns::signed(raw(&turned).ok()?, (k, n), sign_flip(b.dtype));
+            Some((columns, array.shape().to_vec()))
         }
         // Neither its rank nor its extents are known: one scale.
         None => b.whole().and(None),
@@ -85,23 +86,13 @@ fn prepare(
     Some(Box::new(Product { a, b: b.clone(), packed, transposed, bias, y, slots }))
 }
 
-/// Rows, columns and the distances between them.
-fn layout(shape: &[usize], transposed: bool) -> Option<(usize, usize, (usize, usize))> {
-    match *shape {
-        [n, k] if transposed => Some((k, n, (1, k))),
-        [k, n] => Some((k, n, (n, 1))),
-        _ => None,
-    }
-}
-
 impl Product {
-    /// One matrix of rows times panels.
-    fn multiply(&self, size: Size, a: &[u8], panels: &Panels, y: Target) {
+    /// One matrix of rows times columns.
+    fn multiply(&self, size: Size, a: &[u8], columns: &Columns, y: Target) {
         let Size { m, n, k } = size;
         if k == 0 || m == 0 || n == 0 {
             return;
         }
-        let rows = quads(a, k, flip(self.a.dtype));
         let za = unsigned_zero(&self.a);
         let zero = |j: usize| {
             let own = self.b.zero_points.get(if self.b.axis.is_some() { j } else { 0 });
@@ -114,7 +105,7 @@ impl Product {
             let constant = (k as i32).wrapping_mul(za.wrapping_mul(*zb));
             bias(j).wrapping_sub(za.wrapping_mul(*sum)).wrapping_add(constant)
         };
-        let mut offsets: Vec<i32> = panels.sums.iter().zip(&zeros).enumerate().map(offset).collect();
+        let mut offsets: Vec<i32> = columns.sums.iter().zip(&zeros).enumerate().map(offset).collect();
         let scale = |j: usize| {
             let own = if self.b.scales.len() == 1 { self.b.scales[0] } else { self.b.scales[j] };
             let both = self.a.scale * own;
@@ -123,18 +114,26 @@ impl Product {
         let scales: Vec<f32> = (0..n).map(scale).collect();
         offsets.truncate(n);
         let affine = Affine::<false> { offsets: &offsets, scales: &scales };
-        let corrected = zeros.iter().any(|&z| z != 0);
+        let flip = flip(self.a.dtype);
+        let sums: Vec<i32> = match zeros.iter().any(|&z| z != 0) {
+            true => a.chunks_exact(k).map(|row| row.iter().map(|b| i32::from(b ^ flip)).sum()).collect(),
+            false => Vec::new(),
+        };
         let (level, range) = (Level::detect(), self.y.map(|y| range(&y)));
         let mut y = y;
-        product::<false>(level, panels.quads, &rows, &panels.data, |mut tile| {
-            if corrected {
-                subtract_row_sums(&mut tile, panels.quads, &rows, &zeros);
-            }
-            match (&mut y, range) {
-                (Target::Bytes(y), Some(range)) => affine.bytes(level, &tile, n, range, y, n),
-                (Target::Reals(y), _) => affine.reals(&tile, n, y, n),
-                _ => {}
-            }
+        Cell::scratch(m.div_ceil(LANES) * block_len(columns.quads), |rows| {
+            pack_rows(a, k, flip, rows);
+            let operands = Operands::<false> { quads: columns.quads, count: m, rows, columns: &columns.data };
+            product(level, operands, |mut tile| {
+                if !sums.is_empty() {
+                    subtract_row_sums(&mut tile, &sums, &zeros);
+                }
+                match (&mut y, range) {
+                    (Target::Bytes(y), Some(range)) => affine.bytes(level, &tile, n, range, y, n),
+                    (Target::Reals(y), _) => affine.reals(&tile, n, y, n),
+                    _ => {}
+                }
+            });
         });
     }
 }
@@ -143,19 +142,6 @@ impl Product {
 enum Target<'a> {
     Bytes(&'a mut [u8]),
     Reals(&'a mut [f32]),
-}
-
-/// Unsigned rows filled up to whole quads; as they lie if they are.
-fn quads(rows: &[u8], k: usize, flip: u8) -> Cow<'_, [u8]> {
-    if k.is_multiple_of(4) && flip == 0 {
-        return Cow::Borrowed(rows);
-    }
-    let mut out = Vec::with_capacity(rows.len() / k * k.next_multiple_of(4));
-    for row in rows.chunks_exact(k) {
-        out.extend(row.iter().map(|b| b ^ flip));
-        out.resize(out.len().next_multiple_of(4), 0);
-    }
-    Cow::Owned(out)
 }
 
 impl Kernel for Product {
@@ -181,13 +167,14 @@ impl Kernel for Product {
             fail!("a bias of {} for {n} columns", self.bias.len());
         }
         let count = element_count(&batches.shape)?;
-        let (mut bytes, mut reals) = (Vec::new(), Vec::new());
-        match &self.y {
-            Some(y) => bytes.resize(count, y.zero_point as u8),
-            None => reals.resize(count, 0.0),
-        }
+        let (mut bytes, mut reals) = match &self.y {
+            // What sums of nothing are.
+            Some(y) if k == 0 => (vec![y.zero_point as u8; count], Vec::new()),
+            Some(_) => (vec![0; count], Vec::new()),
+            None => (Vec::new(), vec![0.0; count]),
+        };
         let rows = raw(&a)?;
-        let columns = b.as_ref().ok().map(raw).transpose()?;
+        let b = b.as_ref().ok().map(raw).transpose()?;
         let (mut index, step) = (0, m * n);
         batches.each(|i, j| {
             let target = match &self.y {
@@ -196,12 +183,12 @@ impl Kernel for Product {
             };
             index += 1;
             let a = &rows[i * m * k..][..m * k];
-            match (&self.packed, columns) {
-                (Some((panels, _)), _) => self.multiply(size, a, panels, target),
+            match (&self.packed, b) {
+                (Some((columns, _)), _) => self.multiply(size, a, columns, target),
                 (None, Some(b)) => {
                     let b = &b[j * k * n..][..k * n];
-                    let panels = Panels::signed(b, (k, n), (n, 1), sign_flip(self.b.dtype));
-                    self.multiply(size, a, &panels, target);
+                    let columns = Columns::signed(b, (k, n), sign_flip(self.b.dtype));
+                    self.multiply(size, a, &columns, target);
                 }
                 (None, None) => {}
             }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kernels::integer::pack::FLIP;
+use crate::kernels::integer::windows::kernels;
 use crate::kernels::window::{Padding, each_index};
 
 fn bytes(len: usize, seed: u32) -> Vec<u8> {
@@ -89,7 +90,8 @@ proptest! {
         let sums = definition(ch, &axes, &x, &w, (value(zx, signed.0), value(zw, signed.1)), signed, &bias);
 
         let (x_flip, w_flip) = (if signed.0 { FLIP } else { 0 }, if signed.1 { 0 } else { FLIP });
-        let rows = Rows::signed(&w, input * taps, w_flip);
+        let kernel: Vec<usize> = axes.iter().map(|a| a.kernel).collect();
+        let rows = kernels(&w, groups, input, &kernel, w_flip);
         let (zx_unsigned, zw_signed) = (i32::from(zx ^ x_flip), i32::from((zw ^ w_flip) as i8));
         let constant = (input * taps) as i32 * zx_unsigned * zw_signed;
         let row = axes.last().unwrap().kernel;
@@ -112,9 +114,9 @@ proptest! {
                 (v.clamp(range.low, range.high).round_ties_even() as i32 + range.zero) as u8
             })
             .collect();
-        for level in [Level::Plain, Level::detect()] {
+        for level in Level::all() {
             let mut y = vec![0; expected.len()];
-            conv(level, ch, &axes, Input { planes: &x, flip: x_flip, pad: zx }, &weights, &mut y);
+            conv(level, ch, &axes, Input { planes: &x, flip: x_flip, pad: zx }, &weights, &mut y).unwrap();
             prop_assert_eq!(&y, &expected, "{:?}", level);
         }
     }
