@@ -337,10 +337,14 @@ fn reduce(x: f32) -> (i32, f32) {
 /// e to the power `x`, within 1.5 units in the last place; gradual underflow, infinity above 88.73.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    let (n, fraction) = reduce(x.at_least(-104.0).at_most(89.0));
+    /// From here down, the result is 0.
+    const LOW: f32 = -104.0;
+    let (n, fraction) = reduce(x.at_least(LOW).at_most(89.0));
     // Two factors, since 2^n alone may leave the range of normal numbers.
     let half = n >> 1;
-    (1.0 + fraction) * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    // Where much is masked, as in attention, a product that underflows would take most of the time.
+    let rest = if x <= LOW { 0.0 } else { power_of_two(n.wrapping_sub(half)) };
+    (1.0 + fraction) * power_of_two(half) * rest
 }
 
 /// `exp(x) - 1`, within 2 units in the last place; infinity above 88.73.
