@@ -22,5 +22,6 @@ pub mod sample;
 pub mod simd;
 pub mod softmax;
 pub mod strided;
+pub mod sums;
 pub mod tile;
 pub mod window;

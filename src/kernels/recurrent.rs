@@ -150,10 +150,32 @@ pub struct Layer<'a, T> {
     pub clip: Option<T>,
 }
 
+/// What rows of inputs or states are multiplied with.
+pub trait Product<T> {
+    /// The product of `count` rows, plus a bias.
+    fn apply(&self, x: &[T], count: usize, bias: Option<&[T]>) -> Vec<T>;
+}
+
 /// Runs a layer over `x` (time × batch × input). Sequence `b` ends after `lengths[b]` steps. `h` and `c` (batch × H)
 /// hold the initial states and then the last ones; `emit` gets step, sequence and state.
 pub fn run<T: Real + Number>(
     layer: &Layer<T>,
+    sizes: Sizes,
+    x: &[T],
+    lengths: &[usize],
+    states: (&mut [T], &mut [T]),
+    emit: impl FnMut(usize, usize, &[T]),
+) {
+    let width = layer.cell.gates() * sizes.hidden;
+    let weights = Weights::new(layer.weights, sizes.input, width);
+    let recurrent = Weights::new(layer.recurrent, sizes.hidden, width);
+    run_with(layer, (&weights, &recurrent), sizes, x, lengths, states, emit);
+}
+
+/// The same with these products in place of those with the layer's weights, of which a GRU alone still reads its own.
+pub fn run_with<T: Real + Number>(
+    layer: &Layer<T>,
+    (weights, recurrent): (&dyn Product<T>, &dyn Product<T>),
     sizes: Sizes,
     x: &[T],
     lengths: &[usize],
@@ -162,9 +184,7 @@ pub fn run<T: Real + Number>(
 ) {
     let (hidden, width) = (sizes.hidden, layer.cell.gates() * sizes.hidden);
     let (input_bias, state_bias) = layer.biases.unzip();
-    let weights = Weights::new(layer.weights, sizes.input, width);
     let from_inputs = weights.apply(x, sizes.time * sizes.batch, input_bias);
-    let recurrent = Weights::new(layer.recurrent, hidden, width);
     let hidden_gate = match layer.cell {
         Cell::Gru { linear_before_reset: false } => {
             Some(Weights::new(&layer.recurrent[2 * hidden * hidden..], hidden, hidden))
@@ -280,8 +300,9 @@ impl<T: Real + Number> Weights<T> {
         }
         Self { depth, width, rows }
     }
+}
 
-    /// `x · weights + bias`, for `count` rows of `depth` elements.
+impl<T: Real + Number> Product<T> for Weights<T> {
     fn apply(&self, x: &[T], count: usize, bias: Option<&[T]>) -> Vec<T> {
         let Self { depth, width, rows } = self;
         let mut y = match bias {
@@ -318,3 +339,6 @@ impl<T: Real> Task for Row<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,13 +11,14 @@ pub mod product;
 
 use crate::error::Fault;
 use crate::fail;
+use crate::ir::integer::is_byte;
 use crate::ir::{Array, DType, Element, QuantParams, affine};
 pub use crate::kernels::integer::elementwise::Function;
 use crate::kernels::integer::pack::FLIP;
 use crate::kernels::integer::{bytes, finish::ByteRange};
 
 /// What makes bytes of this type unsigned, by exclusive or.
-fn flip(dtype: DType) -> u8 {
+pub fn flip(dtype: DType) -> u8 {
     if dtype == DType::I8 { FLIP } else { 0 }
 }
 
@@ -27,12 +28,12 @@ fn unsigned_zero(params: &QuantParams) -> i32 {
 }
 
 /// The zero point of a byte type among signed bytes.
-fn signed_zero(dtype: DType, zero_point: i32) -> i32 {
+pub fn signed_zero(dtype: DType, zero_point: i32) -> i32 {
     if dtype == DType::U8 { zero_point - 128 } else { zero_point }
 }
 
 /// What makes bytes of this type signed.
-fn sign_flip(dtype: DType) -> u8 {
+pub fn sign_flip(dtype: DType) -> u8 {
     if dtype == DType::U8 { FLIP } else { 0 }
 }
 
@@ -40,6 +41,21 @@ fn sign_flip(dtype: DType) -> u8 {
 fn range(params: &QuantParams) -> ByteRange {
     let (min, max) = affine::limits(params.dtype).unwrap_or((0, 255));
     ByteRange::new(min, max, params.zero_point)
+}
+
+/// The bytes of an array that must be of 8-bit integers.
+pub fn bytes_of(array: &Array) -> Result<&[u8], Fault> {
+    if !is_byte(array.dtype()) {
+        fail!("expected 8-bit integers, found {}", array.dtype());
+    }
+    raw(array)
+}
+
+/// The values of an array that must be of 8-bit integers.
+pub fn values_of(array: &Array) -> Result<Vec<i32>, Fault> {
+    let signed = array.dtype() == DType::I8;
+    let value = |&b: &u8| if signed { i32::from(b as i8) } else { i32::from(b) };
+    Ok(bytes_of(array)?.iter().map(value).collect())
 }
 
 /// The bytes of an array of 8-bit integers.
@@ -63,3 +79,6 @@ fn from_raw(dtype: DType, shape: &[usize], raw: Vec<u8>) -> Result<Array, Fault>
 fn constant<T: Element>(array: Option<&Array>) -> Option<&[T]> {
     array?.slice::<T>().ok()
 }
+
+#[cfg(test)]
+mod tests;

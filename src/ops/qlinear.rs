@@ -5,10 +5,8 @@
 
 use std::sync::Arc;
 
-use ndarray::Axis;
-
-use super::conv::{Conv, Convolution};
-use super::gemm::MatMul;
+use super::conv::Conv;
+use super::gemm::{Batches, MatMul};
 use super::integer;
 use super::operand::elements;
 use super::quantize::{Dequantize, Quantize};
@@ -17,7 +15,11 @@ use super::{Fact, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Operand, Scales, Unit};
-use crate::ir::{Array, DType, Nd, TensorType};
+use crate::ir::{Array, DType, Nd, TensorType, element_count};
+use crate::kernels::gemm::Size;
+use crate::kernels::integer::conv::Input;
+use crate::kernels::sums::{Columns, conv};
+use crate::kernels::window::volume;
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
@@ -100,70 +102,14 @@ impl Op for QLinearMatMul {
     }
 }
 
-/// The integers less their zero point: one for all, or one for each index along `axis`.
-fn centred(x: &Array, zero: Option<&Array>, axis: usize) -> Result<Nd<i32>, Fault> {
-    let wide = |a: &Array| match a {
-        Array::U8(a) => Ok(a.map(|&v| i32::from(v)).into_shared()),
-        Array::I8(a) => Ok(a.map(|&v| i32::from(v)).into_shared()),
-        other => Err(Fault::new(format!("expected 8-bit integers, found {}", other.dtype()))),
-    };
-    let mut x = wide(x)?;
-    let Some(zero) = zero else { return Ok(x) };
-    let zero = wide(zero)?;
-    if zero.len() == 1 {
-        let zero = zero.iter().next().copied().unwrap_or(0);
-        x.mapv_inplace(|v| v - zero);
-        return Ok(x);
+/// Zero points of the operand: one for all, or `count` of them. None if they count along something else.
+fn zeros(zero: Option<&Array>, like: &Array, count: usize) -> Result<Option<Vec<i32>>, Fault> {
+    let Some(zero) = zero else { return Ok(Some(vec![0])) };
+    if zero.dtype() != like.dtype() {
+        fail!("zero points of {} for {}", zero.dtype(), like.dtype());
     }
-    let mut shape = vec![1; x.ndim()];
-    match shape.get_mut(axis) {
-        Some(extent) if zero.ndim() == 1 => *extent = zero.len(),
-        // A zero point for each row of each matrix has the tensor's rank.
-        _ => shape = zero.shape().to_vec(),
-    }
-    let zero = zero.into_shape_with_order(shape)?;
-    match zero.broadcast(x.raw_dim()) {
-        Some(zero) => Ok((&x - &zero).into_shared()),
-        None => fail!("zero points {:?} do not fit {:?}", zero.shape(), x.shape()),
-    }
-}
-
-/// Slices and their shape.
-type Part<'a> = (&'a [f32], &'a [usize]);
-
-/// Sums of products of small integers by the kernels for real numbers, which are exact as long as every sum is below 2²⁴:
-/// the axes that are summed over are taken in parts that short, each index of which stands for `terms` products. `None` if
-/// even one index is too much, or if there would have to be parts of a tensor that has to be `whole`.
-fn exact(
-    (x, along_x): (&Nd<i32>, usize),
-    (w, along_w): (&Nd<i32>, usize),
-    (terms, whole): (usize, bool),
-    product: impl Fn(Part, Part) -> Result<(Vec<f32>, Vec<usize>), Fault>,
-) -> Result<Option<Array>, Fault> {
-    const EXACT: u64 = 1 << 24;
-    let largest = |a: &Nd<i32>| a.iter().map(|v| u64::from(v.unsigned_abs())).max().unwrap_or(0).max(1);
-    let most = EXACT / (largest(x) * largest(w)) / terms.max(1) as u64;
-    let (step, length) = (usize::try_from(most).unwrap_or(usize::MAX), w.len_of(Axis(along_w)));
-    let fits = whole || x.len_of(Axis(along_x)) == length;
-    if step == 0 || length == 0 || !fits || (whole && step < length) {
-        return Ok(None);
-    }
-    let real = |a: &Nd<i32>, axis: usize, from: usize, to: usize| {
-        let part = if whole { a.view() } else { a.slice_axis(Axis(axis), (from..to).into()) };
-        part.map(|&v| v as f32).as_standard_layout().into_owned()
-    };
-    let mut sums: Option<(Vec<i32>, Vec<usize>)> = None;
-    for from in (0..length).step_by(step) {
-        let to = from.saturating_add(step).min(length);
-        let (x, w) = (real(x, along_x, from, to), real(w, along_w, from, to));
-        let (x_slice, w_slice) = (x.as_slice().unwrap_or_default(), w.as_slice().unwrap_or_default());
-        let (part, shape) = product((x_slice, x.shape()), (w_slice, w.shape()))?;
-        match &mut sums {
-            None => sums = Some((part.into_iter().map(|v| v as i32).collect(), shape)),
-            Some((sums, _)) => sums.iter_mut().zip(part).for_each(|(s, v)| *s = s.wrapping_add(v as i32)),
-        }
-    }
-    sums.map(|(sums, shape)| Array::new(&shape, sums)).transpose()
+    let fits = zero.len() == 1 || (zero.rank() == 1 && zero.len() == count);
+    fits.then(|| integer::values_of(zero)).transpose()
 }
 
 /// Conv of integers with 32-bit sums.
@@ -178,16 +124,26 @@ impl Op for ConvInteger {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        let x = centred(required(inputs, 0)?, optional(inputs, 2), 1)?;
-        let w = centred(required(inputs, 1)?, optional(inputs, 3), 0)?;
-        let taps = w.shape().iter().skip(2).product();
-        if x.ndim() > 2 && x.ndim() == w.ndim() {
-            let product = |x: Part, w: Part| self.0.compute(x, w, None);
-            if let Some(y) = exact((&x, 1), (&w, 1), (taps, self.0.group != 1), product)? {
-                return Ok(vec![y]);
-            }
-        }
-        let (y, shape) = self.0.compute((elements(&x)?, x.shape()), (elements(&w)?, w.shape()), None)?;
+        let (x, w) = (required(inputs, 0)?, required(inputs, 1)?);
+        let (channels, axes, shape) = self.0.place(x.shape(), w.shape())?;
+        let count = channels.groups * channels.output;
+        let (pad, own) = (zeros(optional(inputs, 2), x, 1)?, zeros(optional(inputs, 3), w, count)?);
+        let (Some([pad]), Some(own)) = (pad.as_deref(), own) else {
+            fail!("zero points that are neither one for all nor one for each output channel");
+        };
+        let (planes, weights) = (integer::bytes_of(x)?, integer::bytes_of(w)?);
+        let depth = channels.input * volume(&axes, |a| a.kernel);
+        let signed: Vec<i32> = own.iter().map(|&z| integer::signed_zero(w.dtype(), z)).collect();
+        let group = |group: usize| {
+            let first = group * channels.output;
+            let weights = &weights[first * depth..][..channels.output * depth];
+            let zeros = if signed.len() == 1 { &signed } else { &signed[first..][..channels.output] };
+            Columns::new(weights, (depth, channels.output), (1, depth), integer::sign_flip(w.dtype()), zeros)
+        };
+        let kernels: Vec<Columns> = (0..channels.groups).map(group).collect();
+        let mut y = vec![0; element_count(&shape)?];
+        let x = Input { planes, flip: integer::flip(x.dtype()), pad: *pad as u8 };
+        conv(channels, &axes, x, &kernels, &mut y);
         Ok(vec![Array::new(&shape, y)?])
     }
 }
@@ -204,24 +160,62 @@ impl Op for MatMulInteger {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        let rows = required(inputs, 0)?.rank().saturating_sub(2);
-        let a = centred(required(inputs, 0)?, optional(inputs, 2), rows)?;
-        let b = required(inputs, 1)?;
-        let b = centred(b, optional(inputs, 3), b.rank().saturating_sub(1))?;
-        if a.ndim() > 1 && b.ndim() > 1 && a.shape().last() == b.shape().get(b.ndim() - 2) {
-            let axes = (a.ndim() - 1, b.ndim() - 2);
-            if let Some(y) = exact((&a, axes.0), (&b, axes.1), (1, false), MatMul::compute)? {
-                return Ok(vec![y]);
+        let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
+        let batches = Batches::new(a.shape(), b.shape())?;
+        let Size { m, n, k } = batches.size;
+        let rows = if a.rank() < 2 { 1 } else { a.shape()[a.rank() - 2] };
+        let (of_rows, of_columns) = (zeros(optional(inputs, 2), a, rows)?, zeros(optional(inputs, 3), b, n)?);
+        let (Some(of_rows), Some(of_columns)) = (of_rows, of_columns) else { return self.by_definition(inputs) };
+        let (flip, sign_flip) = (integer::flip(a.dtype()), integer::sign_flip(b.dtype()));
+        let of_rows: Vec<i32> = of_rows.iter().map(|&z| z + i32::from(flip)).collect();
+        // Matrices with the same `B` are one tall product.
+        let of_rows = if of_rows.len() == 1 { of_rows } else { of_rows.into_iter().cycle().take(m).collect() };
+        let of_columns: Vec<i32> = of_columns.iter().map(|&z| integer::signed_zero(b.dtype(), z)).collect();
+        let mut y = vec![0; element_count(&batches.shape)?];
+        let (rows, columns) = (integer::bytes_of(a)?, integer::bytes_of(b)?);
+        let (mut index, mut packed) = (0, None);
+        batches.each(|i, j| {
+            let y = &mut y[index * m * n..][..m * n];
+            index += 1;
+            if k == 0 || y.is_empty() {
+                return;
             }
-        }
+            let fresh = || Columns::new(&columns[j * k * n..][..k * n], (k, n), (n, 1), sign_flip, &of_columns);
+            let (_, matrix) = packed.take().filter(|&(of, _)| of == j).unwrap_or_else(|| (j, fresh()));
+            matrix.multiply(&rows[i * m * k..][..m * k], flip, &of_rows, |row, first, sums| {
+                y[row * n + first..][..sums.len()].copy_from_slice(sums);
+            });
+            packed = Some((j, matrix));
+        });
+        Ok(vec![Array::new(&batches.shape, y)?])
+    }
+}
+
+impl MatMulInteger {
+    /// With zero points for each row or column of each matrix.
+    fn by_definition(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let centred = |slot: usize| -> Result<Nd<i32>, Fault> {
+            let x = wide(required(inputs, slot)?)?;
+            let Some(zero) = optional(inputs, slot + 2).map(wide).transpose()? else { return Ok(x) };
+            match zero.broadcast(x.raw_dim()) {
+                Some(zero) => Ok((&x - &zero).into_shared()),
+                None => fail!("zero points {:?} do not fit {:?}", zero.shape(), x.shape()),
+            }
+        };
+        let (a, b) = (centred(0)?, centred(1)?);
         let (y, shape) = MatMul::compute((elements(&a)?, a.shape()), (elements(&b)?, b.shape()))?;
         Ok(vec![Array::new(&shape, y)?])
     }
 }
 
+fn wide(array: &Array) -> Result<Nd<i32>, Fault> {
+    Ok(Nd::from_shape_vec(array.shape(), integer::values_of(array)?)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::conv::Convolution;
 
     fn bytes(shape: &[usize], seed: u32) -> Array {
         let mut state = seed;
@@ -232,29 +226,58 @@ mod tests {
         Array::new(shape, (0..shape.iter().product()).map(|_| next()).collect::<Vec<u8>>()).unwrap()
     }
 
-    /// The sums of the plain loop, in parts and at once.
+    /// Sums of the loops for any number type, on integers without their zero points.
     #[test]
-    fn parts_add_up_exactly() {
-        let zero = Some(Array::scalar(117u8));
-        for (m, k, n) in [(3, 5, 4), (2, 1000, 7), (1, 257, 1), (4, 256, 3)] {
-            let (a, b) = (bytes(&[2, m, k], 1), bytes(&[k, n], 2));
-            let (x, w) = (centred(&a, zero.as_ref(), 1).unwrap(), centred(&b, zero.as_ref(), 1).unwrap());
-            let (plain, shape) =
-                MatMul::compute((elements(&x).unwrap(), x.shape()), (elements(&w).unwrap(), w.shape())).unwrap();
-            let found = MatMulInteger.float(&[Some(a), Some(b), zero.clone(), zero.clone()]).unwrap();
-            assert_eq!(found, [Array::new(&shape, plain).unwrap()], "{m} {k} {n}");
+    fn sums_are_those_of_plain_loops() {
+        let centred = |a: &Array, zero: i32| wide(a).unwrap().mapv(|v| v - zero).into_shared();
+        for (m, k, n) in [(3, 5, 4), (2, 1000, 7), (1, 257, 1), (4, 256, 3), (2, 0, 3)] {
+            for signed in [false, true] {
+                let (a, b) = (bytes(&[2, m, k], 1), bytes(&[k, n], 2));
+                let b = if signed { Array::new(&[k, n], as_signed(&b)).unwrap() } else { b };
+                let (za, zb) = (Array::scalar(117u8), if signed { Array::scalar(-9i8) } else { Array::scalar(201u8) });
+                let (x, w) = (centred(&a, 117), centred(&b, if signed { -9 } else { 201 }));
+                let (plain, shape) =
+                    MatMul::compute((elements(&x).unwrap(), x.shape()), (elements(&w).unwrap(), w.shape())).unwrap();
+                let found = MatMulInteger.float(&[Some(a), Some(b), Some(za), Some(zb)]).unwrap();
+                assert_eq!(found, [Array::new(&shape, plain).unwrap()], "{m} {k} {n} {signed}");
+            }
         }
         for (channels, group, kernel) in [(3, 1, 3), (600, 1, 3), (8, 8, 3), (600, 2, 1), (2, 1, 19)] {
             let attributes = [crate::ir::attribute::int("group", group as i64)];
             let mut attrs = crate::ops::Attrs::new(&attributes, 10, 4, 1);
             let conv = ConvInteger(Conv::read(&mut attrs).unwrap());
             let (x, w) = (bytes(&[2, channels, 20, 21], 3), bytes(&[8, channels / group, kernel, kernel], 4));
-            let (cx, cw) = (centred(&x, zero.as_ref(), 1).unwrap(), centred(&w, zero.as_ref(), 0).unwrap());
+            let (cx, cw) = (centred(&x, 117), centred(&w, 117));
             let whole = ((elements(&cx).unwrap(), cx.shape()), (elements(&cw).unwrap(), cw.shape()));
             let (plain, shape) = conv.0.compute(whole.0, whole.1, None).unwrap();
-            let found = conv.float(&[Some(x), Some(w), zero.clone(), zero.clone()]).unwrap();
+            let zero = Some(Array::scalar(117u8));
+            let found = conv.float(&[Some(x), Some(w), zero.clone(), zero]).unwrap();
             assert_eq!(found, [Array::new(&shape, plain).unwrap()], "{channels} {group} {kernel}");
         }
+    }
+
+    fn as_signed(a: &Array) -> Vec<i8> {
+        a.slice::<u8>().unwrap().iter().map(|&b| b as i8).collect()
+    }
+
+    /// A zero point for each row, each column, and each row of each matrix.
+    #[test]
+    fn zero_points_have_their_places() {
+        let (a, b) = (bytes(&[2, 3, 5], 1), bytes(&[5, 4], 2));
+        let run = |za: Array, zb: Array| {
+            let found = MatMulInteger.float(&[Some(a.clone()), Some(b.clone()), Some(za), Some(zb)]).unwrap();
+            found[0].slice::<i32>().unwrap().to_vec()
+        };
+        let (rows, columns) = (vec![1u8, 20, 250], vec![4u8, 5, 60, 200]);
+        let vectors = run(Array::vector(rows.clone()), Array::vector(columns.clone()));
+        let whole = run(Array::new(&[1, 3, 1], rows.clone()).unwrap(), Array::new(&[1, 4], columns.clone()).unwrap());
+        assert_eq!(vectors, whole);
+        let (a, b) = (a.slice::<u8>().unwrap(), b.slice::<u8>().unwrap());
+        let term = |i: usize, j: usize, p: usize| {
+            (i32::from(a[i * 5 + p]) - i32::from(rows[i % 3])) * (i32::from(b[p * 4 + j]) - i32::from(columns[j]))
+        };
+        let sums: Vec<i32> = (0..24).map(|at| (0..5).map(|p| term(at / 4, at % 4, p)).sum()).collect();
+        assert_eq!(vectors, sums);
     }
 
     #[test]

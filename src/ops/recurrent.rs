@@ -17,7 +17,7 @@ use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, TensorType, element_count};
 use crate::kernels::gemm::Number;
-use crate::kernels::recurrent::{Activation, Cell, Function, Layer, Sizes, run};
+use crate::kernels::recurrent::{Activation, Cell, Function, Layer, Product, Sizes, run, run_with};
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
@@ -31,6 +31,9 @@ pub const OPS: &[OpDef] = &[
     },
     OpDef { domain: ONNX, name: "RNN", since: 1, parse: |a| Recurrent::parse(a, Cell::Plain, &["Tanh"]) },
 ];
+
+/// The products of a direction, with inputs and with states.
+type Pair<T> = [Box<dyn Product<T>>; 2];
 
 /// Which way a layer walks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,12 +113,19 @@ impl Recurrent {
         if self.direction == Direction::Both { 2 } else { 1 }
     }
 
-    fn run<T: Real + Number>(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+    /// `products`, for each direction those with inputs and states, take the place of real weights; the recurrent ones in
+    /// slot 2 then have the gates along the last axis.
+    fn run<T: Real + Number>(
+        &self,
+        inputs: &[Option<Array>],
+        products: Option<&[Pair<T>]>,
+    ) -> Result<Vec<Array>, Fault> {
         let swap = |a: &Array| if self.batch_first { a.transposed(&[1, 0, 2]) } else { Ok(a.clone()) };
         let x = swap(required(inputs, 0)?)?;
-        let (&[time, batch, input], &[_, _, hidden]) = (x.shape(), required(inputs, 2)?.shape()) else {
+        let (&[time, batch, input], &[_, rows, columns]) = (x.shape(), required(inputs, 2)?.shape()) else {
             fail!("input and recurrent weights do not have three dimensions");
         };
+        let hidden = if products.is_some() { rows } else { columns };
         if self.hidden_size.is_some_and(|n| n != hidden) {
             fail!("hidden_size is {:?}, but the recurrent weights have {hidden} columns", self.hidden_size);
         }
@@ -131,8 +141,11 @@ impl Recurrent {
             Ok(Some(elements(&T::read(&array)?)?.to_vec()))
         };
         let input_data = T::read(&x)?;
-        let weights = read(1, &[ways, width, input])?.ok_or("the weights are missing")?;
-        let recurrent = read(2, &[ways, width, hidden])?.ok_or("the recurrent weights are missing")?;
+        let real = |slot: usize, columns: usize| match products {
+            None => read(slot, &[ways, width, columns])?.ok_or_else(|| Fault::new("weights are missing")),
+            Some(_) => Ok(Vec::new()),
+        };
+        let (weights, recurrent) = (real(1, input)?, real(2, hidden)?);
         let biases = read(3, &[ways, 2 * width])?;
         let is_lstm = matches!(self.cell, Cell::Lstm { .. });
         let peepholes = if is_lstm { read(7, &[ways, 3 * hidden])? } else { None };
@@ -159,9 +172,14 @@ impl Recurrent {
             let size = batch * hidden;
             let states =
                 (&mut h[way * size..][..size], if is_lstm { &mut c[way * size..][..size] } else { &mut [] });
-            run(&layer, sizes, elements(&input_data)?, &lengths, states, |t, b, state| {
+            let emit = |t: usize, b: usize, state: &[T]| {
                 y[((t * ways + way) * batch + b) * hidden..][..hidden].copy_from_slice(state);
-            });
+            };
+            let x = elements(&input_data)?;
+            match products.and_then(|p| p.get(way)) {
+                None => run(&layer, sizes, x, &lengths, states, emit),
+                Some([w, r]) => run_with(&layer, (&**w, &**r), sizes, x, &lengths, states, emit),
+            }
         }
         let last = |state: Vec<T>| swap(&T::array(&[ways, batch, hidden], state)?);
         let y = T::array(&[time, ways, batch, hidden], y)?;
@@ -239,7 +257,7 @@ impl Op for Recurrent {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs))
+        in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs, None))
     }
 
     fn gradient(&self) -> Option<&dyn Gradient> {

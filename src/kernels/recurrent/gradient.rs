@@ -4,7 +4,7 @@
 //! gates and by the state before it. The products with the weights are put off to the end, when the gates of all steps
 //! make one matrix. All derivatives of the activations follow from what they returned.
 
-use super::{Activation, Cell, Function, Layer, Sizes, Weights, add};
+use super::{Activation, Cell, Function, Layer, Product, Sizes, Weights, add};
 use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};
 use crate::kernels::real::Real;
 

@@ -1,17 +1,20 @@
-//! ONNX Runtime's `com.microsoft.DynamicQuantizeLSTM`: an LSTM with `int8` weights that quantizes its input as it runs.
+//! ONNX Runtime's `com.microsoft.DynamicQuantizeLSTM`: an LSTM with 8-bit weights that quantizes its input as it runs.
 //!
-//! The interpreter computes it on real numbers: the input, and at each step the state, are rounded to `uint8` over their
-//! range and back, and the weights are dequantized. Sequences of several lengths run without the rounding of the state.
+//! The input, and at each step the states of all sequences, become `uint8` over their range, and are multiplied with the
+//! weights on integers.
 //! See <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md>.
 
 use std::sync::Arc;
 
-use super::{Direction, Recurrent};
+use super::{Pair, Recurrent};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Fact, Op, TensorType};
-use crate::kernels::strided::take_array;
+use crate::kernels::recurrent::Product;
+use crate::kernels::requantize::quantize_slice;
+use crate::kernels::sums::Columns;
 use crate::ops::Attrs;
+use crate::ops::integer::{bytes_of, sign_flip, signed_zero, values_of};
 use crate::ops::slots::{optional, required};
 
 /// The operator; its weights have the gates along the last axis.
@@ -35,88 +38,85 @@ impl Op for DynamicQuantizeLstm {
     }
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        let mut plain: Vec<Option<Array>> = inputs.iter().take(8).cloned().collect();
-        plain.resize(8, None);
-        plain[0] = Some(rounded(required(inputs, 0)?)?);
-        for (slot, scale) in [(1, 8), (2, 10)] {
-            let zero = optional(inputs, scale + 1);
-            plain[slot] = Some(dequantized(required(inputs, slot)?, required(inputs, scale)?, zero)?);
-        }
-        match optional(inputs, 4) {
-            Some(_) => self.0.float(&plain),
-            None => self.step_by_step(&plain),
-        }
-    }
-}
-
-impl DynamicQuantizeLstm {
-    /// Each direction by itself, a step at a time: what goes into the next is the rounded state.
-    fn step_by_step(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
-        let x = required(inputs, 0)?;
-        let (&[time, batch, _], &[ways, _, hidden]) = (x.shape(), required(inputs, 2)?.shape()) else {
+        let (&[_, _, input], &[_, hidden, _]) = (required(inputs, 0)?.shape(), required(inputs, 2)?.shape()) else {
             fail!("input and recurrent weights do not have three dimensions");
         };
-        let (mut steps, mut states, mut cells) = (vec![Vec::new(); time], Vec::new(), Vec::new());
-        for way in 0..ways {
-            let reverse = self.0.direction == Direction::Reverse || way == 1;
-            let count = self.0.cell.activations();
-            let activations = self.0.activations.get(way * count..(way + 1) * count).unwrap_or_default().to_vec();
-            let layer = Recurrent { direction: Direction::Forward, activations, ..self.0.clone() };
-            let mut own: Vec<Option<Array>> = inputs.to_vec();
-            for slot in [1, 2, 3, 5, 6, 7] {
-                if let Some(array) = optional(inputs, slot) {
-                    own[slot] = Some(take_array(array, 0, &[way])?);
-                }
-            }
-            for step in 0..time {
-                let t = if reverse { time - 1 - step } else { step };
-                own[0] = Some(take_array(x, 0, &[t])?);
-                own[5] = own[5].as_ref().map(rounded).transpose()?;
-                let outputs = layer.float(&own)?;
-                steps[t].extend_from_slice(required(&to_options(&outputs), 1)?.slice::<f32>()?);
-                (own[5], own[6]) = (outputs.get(1).cloned(), outputs.get(2).cloned());
-            }
-            let zeros = || Array::zeros(crate::ir::DType::F32, &[1, batch, hidden]);
-            let last = |slot: usize| own[slot].clone().map_or_else(zeros, Ok);
-            states.extend_from_slice(last(5)?.slice::<f32>()?);
-            cells.extend_from_slice(last(6)?.slice::<f32>()?);
-        }
-        let last = [ways, batch, hidden];
-        let y = Array::new(&[time, ways, batch, hidden], steps.concat())?;
-        Ok(vec![y, Array::new(&last, states)?, Array::new(&last, cells)?])
+        let ways = self.0.directions();
+        let width = self.0.cell.gates().checked_mul(hidden).ok_or("too many states")?;
+        let [weights, recurrent] = [(1, 8, input), (2, 10, hidden)].map(|(slot, scale, depth)| {
+            let zeros = optional(inputs, scale + 1);
+            rounding(required(inputs, slot)?, required(inputs, scale)?, zeros, [ways, depth, width])
+        });
+        let products: Vec<Pair<f32>> =
+            weights?.into_iter().zip(recurrent?).map(|(w, r)| [Box::new(w) as _, Box::new(r) as _]).collect();
+        let mut plain: Vec<Option<Array>> = inputs.iter().take(8).cloned().collect();
+        plain.resize(8, None);
+        self.0.run(&plain, Some(&products))
     }
 }
 
-fn to_options(arrays: &[Array]) -> Vec<Option<Array>> {
-    arrays.iter().cloned().map(Some).collect()
+/// A product with 8-bit weights that quantizes its rows.
+struct Rounding {
+    columns: Columns,
+    /// The scale of each column.
+    scales: Vec<f32>,
 }
 
-/// The values after a round trip through `uint8`.
-fn rounded(x: &Array) -> Result<Array, Fault> {
-    let values = x.slice::<f32>()?;
-    let (low, high) = values.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
-    let scale = if high == low { 1.0 } else { (high - low) / 255.0 };
-    let zero = (-low / scale).clamp(0.0, 255.0).round_ties_even();
-    let back = |&v: &f32| ((v / scale).round_ties_even() + zero).clamp(0.0, 255.0);
-    Array::new(x.shape(), values.iter().map(|v| (back(v) - zero) * scale).collect::<Vec<f32>>())
+impl Product<f32> for Rounding {
+    fn apply(&self, x: &[f32], count: usize, bias: Option<&[f32]>) -> Vec<f32> {
+        let width = self.scales.len();
+        let mut y = bias.map_or_else(|| vec![0.0; count * width], |bias| bias.repeat(count));
+        let (low, high) = x.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
+        let scale = if high == low { 1.0 } else { (high - low) / 255.0 };
+        let zero = (-low / scale).clamp(0.0, 255.0).round_ties_even() as u8;
+        let mut rows = vec![0; x.len()];
+        quantize_slice(x, scale, zero, &mut rows);
+        self.columns.multiply(&rows, 0, &[zero.into()], |row, first, sums| {
+            let own = self.scales[first..].iter().zip(sums);
+            y[row * width + first..].iter_mut().zip(own).for_each(|(y, (w, &sum))| *y += sum as f32 * (scale * w));
+        });
+        y
+    }
 }
 
-/// Directions × gates × inputs of real numbers from directions × inputs × gates of integers.
-fn dequantized(weight: &Array, scale: &Array, zero: Option<&Array>) -> Result<Array, Fault> {
-    let &[ways, inputs, gates] = weight.shape() else { fail!("weights have {} axes", weight.rank()) };
-    let integers = weight.to_f32()?;
-    let per_way = |a: &Array| -> Result<Vec<f32>, Fault> {
-        let values: Vec<f32> = a.to_f32()?.iter().copied().collect();
-        match values.len() {
-            n if n == ways => Ok(values.iter().flat_map(|&v| std::iter::repeat_n(v, gates)).collect()),
-            n if n == ways * gates => Ok(values),
-            n => Err(format!("{n} scales for {ways} directions of {gates} gates").into()),
+/// The products of each direction. Scales and zero points are one for each direction, or one for each of its columns.
+fn rounding(
+    weight: &Array,
+    scale: &Array,
+    zero: Option<&Array>,
+    [ways, depth, width]: [usize; 3],
+) -> Result<Vec<Rounding>, Fault> {
+    if weight.shape() != [ways, depth, width] {
+        fail!("weights have the shape {:?} instead of {:?}", weight.shape(), [ways, depth, width]);
+    }
+    let (data, flip) = (bytes_of(weight)?, sign_flip(weight.dtype()));
+    let spread = |count: usize, of: &str| match count {
+        n if n == ways => Ok(1),
+        n if n == ways * width => Ok(width),
+        n => Err(Fault::new(format!("{n} {of} for {ways} directions of {width} columns"))),
+    };
+    let scales = scale.slice::<f32>()?;
+    let zeros: Vec<i32> = match zero {
+        None => vec![0; ways],
+        Some(zero) if zero.dtype() != weight.dtype() => {
+            fail!("zero points of {} for weights of {}", zero.dtype(), weight.dtype())
+        }
+        Some(zero) => values_of(zero)?,
+    };
+    let (each, each_zero) = (spread(scales.len(), "scales")?, spread(zeros.len(), "zero points")?);
+    let zeros: Vec<i32> = zeros.iter().map(|&z| signed_zero(weight.dtype(), z)).collect();
+    let way = |way: usize| {
+        let own = &scales[way * each..][..each];
+        Rounding {
+            columns: Columns::new(
+                &data[way * depth * width..][..depth * width],
+                (depth, width),
+                (width, 1),
+                flip,
+                &zeros[way * each_zero..][..each_zero],
+            ),
+            scales: own.iter().copied().cycle().take(width).collect(),
         }
     };
-    let (scales, zeros) = (per_way(scale)?, zero.map(per_way).transpose()?);
-    let values = integers.iter().enumerate().map(|(i, &q)| {
-        let at = i / (inputs * gates).max(1) * gates + i % gates.max(1);
-        (q - zeros.as_ref().map_or(0.0, |z| z[at])) * scales[at]
-    });
-    Array::new(&[ways, inputs, gates], values.collect::<Vec<f32>>())?.transposed(&[0, 2, 1])
+    Ok((0..ways).map(way).collect())
 }
