@@ -17,6 +17,8 @@ pub mod softmax;
 mod vnni;
 pub mod windows;
 
+use super::simd::Isa;
+
 /// The instructions that a product is computed with. All give the same integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -44,7 +46,7 @@ impl Level {
             Self::Plain => true,
             #[cfg(target_arch = "x86_64")]
             Self::Vnni => {
-                std::arch::is_x86_feature_detected!("avx512f")
+                Isa::detect() == Isa::Avx512
                     && std::arch::is_x86_feature_detected!("avx512bw")
                     && std::arch::is_x86_feature_detected!("avx512vl")
                     && std::arch::is_x86_feature_detected!("avx512vbmi")

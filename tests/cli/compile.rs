@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use super::{args, compiled, digits, qonnx, samples, tempdir};
+use super::{args, compiled, digits, qonnx, qonnx_with, samples, tempdir};
 
 #[test]
 fn compiles_and_reports() {
@@ -107,4 +107,22 @@ fn none_changes_no_byte() {
     let out = dir.path().join("out.onnx");
     qonnx(args!["compile", digits(), out, "--mode", "none"]).code(0);
     assert_eq!(std::fs::read(out).unwrap(), std::fs::read(digits()).unwrap());
+}
+
+/// Sums come in one order, whatever the vectors: a model does not depend on the processor that it was compiled on.
+#[test]
+fn every_kind_of_vectors_gives_the_same_bytes() {
+    let dir = tempdir();
+    let made = |isa: &str| {
+        let out = dir.path().join(format!("{isa}.onnx"));
+        qonnx_with(&[("QONNX_ISA", isa)], args!["compile", digits(), out, "--calib", samples(), "-q"])
+            .code(0);
+        std::fs::read(out).unwrap()
+    };
+    let widest = made("avx512");
+    assert!(made("avx2") == widest && made("scalar") == widest);
+    qonnx_with(&[("QONNX_ISA", "mmx")], args!["ops"])
+        .code(1)
+        .says(&["QONNX_ISA", "mmx", "avx512"])
+        .one_error();
 }

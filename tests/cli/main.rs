@@ -60,7 +60,13 @@ impl Outcome {
 
 /// Runs the command with arguments separated by blanks in each of `parts`; paths come as parts of their own.
 fn qonnx(parts: &[&dyn AsRef<std::ffi::OsStr>]) -> Outcome {
-    let output = Command::new(env!("CARGO_BIN_EXE_qonnx")).args(parts).output().unwrap();
+    qonnx_with(&[], parts)
+}
+
+/// The same with variables of the environment.
+fn qonnx_with(variables: &[(&str, &str)], parts: &[&dyn AsRef<std::ffi::OsStr>]) -> Outcome {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qonnx"));
+    let output = command.envs(variables.iter().copied()).args(parts).output().unwrap();
     Outcome {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8(output.stdout).unwrap(),
