@@ -9,6 +9,7 @@ use crate::fail;
 use crate::ir::Array;
 use crate::kernels::broadcast;
 use crate::kernels::math;
+use crate::kernels::simd::{self, Task};
 
 /// The gradient by each input.
 pub(super) type Gradients = Result<Vec<Option<Array>>, Fault>;
@@ -39,14 +40,31 @@ pub(super) trait Derivative: RealMap {
 
 /// The chain rule for a function of each element.
 pub(super) fn chain(function: &impl Derivative, run: &Run) -> Gradients {
-    fn products<T: math::Real>(function: &impl Derivative, x: &[T], y: &[T], dy: &[T]) -> Vec<T> {
-        x.iter().zip(y).zip(dy).map(|((&x, &y), &dy)| dy * function.at(x, y)).collect()
-    }
     let (x, y, dy) = (run.input(0)?, run.output(0)?, run.upstream(0)?);
     let dx = in_floats!(dy, T => {
-        Array::new(x.shape(), products::<T>(function, x.slice()?, y.slice()?, dy.slice()?))
+        let mut dx = dy.slice::<T>()?.to_vec();
+        simd::run(Chain { function, x: x.slice::<T>()?, y: y.slice()?, dx: &mut dx });
+        Array::new(x.shape(), dx)
     })?;
     Ok(vec![Some(dx)])
+}
+
+/// Multiplies with the derivatives.
+struct Chain<'a, F, T> {
+    function: &'a F,
+    x: &'a [T],
+    y: &'a [T],
+    dx: &'a mut [T],
+}
+
+impl<F: Derivative, T: math::Real> Task for Chain<'_, F, T> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { function, x, y, dx } = self;
+        for ((dx, &x), &y) in dx.iter_mut().zip(x).zip(y) {
+            *dx = *dx * function.at(x, y);
+        }
+    }
 }
 
 /// The gradient by an operand of shape `shape` that was broadcast to that of `full`.

@@ -8,6 +8,7 @@ use crate::ops::gradient::{Derivative, Gradients, chain, in_floats, unbroadcast}
 use crate::ops::slots::optional;
 
 impl Derivative for Activation {
+    #[inline(always)]
     fn at<T: Real>(&self, x: T, y: T) -> T {
         let [zero, half, one, two] = [0.0, 0.5, 1.0, 2.0].map(T::from);
         let when = |holds: bool, slope: T| if holds { slope } else { zero };

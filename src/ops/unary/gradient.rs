@@ -13,6 +13,7 @@ impl Unary {
 }
 
 impl Derivative for Unary {
+    #[inline(always)]
     fn at<T: Real>(&self, x: T, y: T) -> T {
         let [zero, half, one, two] = [0.0, 0.5, 1.0, 2.0].map(T::from);
         match self {
