@@ -9,7 +9,7 @@
 //! quantized, every output read by one QuantizeLinear and nothing else, perhaps through operators that only move
 //! elements or a clamp that the quantization makes superfluous; and signed activations only where they can be turned
 //! into unsigned ones. A product and the addition of a constant to its columns are a Gemm, whose bias is rounded to the
-//! scale of the sums.
+//! scale of the sums; if its result is not quantized, it computes in real numbers, whereas a lone product does not.
 
 use std::sync::Arc;
 
@@ -71,17 +71,16 @@ impl Builder<'_> {
         match op.rule() {
             Rule::SameScale => self.movement(id, &op).is_some(),
             Rule::Clamp { .. } if self.superfluous(id).is_some() => true,
-            _ if self.biased_product(id).is_some() => true,
-            _ => {
+            _ => self.biased_product(id).unwrap_or_else(|| {
                 let (inputs, outputs) = (self.graph.inputs_of(id), self.outputs(id));
                 outputs.is_some_and(|outputs| self.unit(id, &op, &inputs, outputs).is_some())
-            }
+            }),
         }
     }
 
-    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads, and a
-    /// QuantizeLinear after that.
-    fn biased_product(&mut self, id: NodeId) -> Option<()> {
+    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads: on integers if a
+    /// QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no integer form.
+    fn biased_product(&mut self, id: NodeId) -> Option<bool> {
         let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false };
         self.graph.node(id).op_as::<MatMul>()?;
         let add = self.graph.only_use(self.graph.output(id, 0)?)?;
@@ -98,10 +97,10 @@ impl Builder<'_> {
         }
         let weight = self.constant(self.exact_input(id, 1)?.slot)?.shape();
         let fits = matches!((self.constant(self.slot(bias))?.shape(), weight), ([n], [_, m]) if n == m);
-        let output = self.graph.output(add.node, 0).filter(|&v| fits && self.quantizer(v).is_some())?;
+        let output = self.graph.output(add.node, 0).filter(|_| fits)?;
         let inputs = [self.graph.input(id, 0), self.graph.input(id, 1), Some(bias)];
         let gemm: Arc<dyn Op> = Arc::new(gemm);
-        self.unit(id, &gemm, &inputs, vec![output])
+        Some(self.quantizer(output).is_some() && self.unit(id, &gemm, &inputs, vec![output]).is_some())
     }
 
     /// The values in the output slots, all of them used.

@@ -134,6 +134,11 @@ fn a_constant_that_is_added_to_a_product_is_its_bias() {
             .collect();
         assert_eq!((ort[0].slice::<u8>().unwrap(), steps), (&expected[..], 1));
         assert!(!seen.contains_key("p") && seen.contains_key("v"));
+        // Nothing of it is on integers if its result stays real.
+        let mut real = graph("", "float[6] f");
+        crate::passes::infer(&mut real);
+        let (ort, _, steps) = watched(&real, Numerics::Ort);
+        assert_eq!((ort, steps), (watched(&real, Numerics::Spec).0, 0));
         // Read elsewhere, it is an addition of real numbers.
         let mut both = graph("y = QuantizeLinear(f, t, u)", "uint8[6] y, float[2,3] p");
         crate::passes::infer(&mut both);
