@@ -180,22 +180,51 @@ pub fn reduce<T: Real>((full, full_shape): (&[T], &[usize]), shape: &[usize]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
-    /// Index arithmetic element by element.
+    /// Which element of an operand of shape `own` an element of `out` is made of, by index arithmetic.
+    fn locate(out: &[usize], own: &[usize], mut flat: usize) -> usize {
+        let (mut at, mut stride) = (0, 1);
+        for (back, &extent) in out.iter().rev().enumerate() {
+            let i = flat % extent;
+            flat /= extent;
+            let d = own.iter().rev().nth(back).copied().unwrap_or(1);
+            at += if d == 1 { 0 } else { i * stride };
+            stride *= d;
+        }
+        at
+    }
+
     fn naive(shapes: [&[usize]; 2]) -> Vec<(usize, usize)> {
         let out = shape(shapes).unwrap();
-        let locate = |own: &[usize], mut flat: usize| {
-            let (mut at, mut stride) = (0, 1);
-            for (back, &extent) in out.iter().rev().enumerate() {
-                let i = flat % extent;
-                flat /= extent;
-                let d = own.iter().rev().nth(back).copied().unwrap_or(1);
-                at += if d == 1 { 0 } else { i * stride };
-                stride *= d;
+        (0..out.iter().product()).map(|i| (locate(&out, shapes[0], i), locate(&out, shapes[1], i))).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn choices_and_sums_are_those_of_index_arithmetic(
+            full in vec(0usize..5, 0..5), ones in [any::<u8>(), any::<u8>(), any::<u8>()], skips in [0usize..5, 0usize..5, 0usize..5],
+        ) {
+            let [mask, a, b] = [0, 1, 2].map(|i| -> Vec<usize> {
+                let own = full.iter().enumerate().skip(skips[i]);
+                own.map(|(axis, &d)| if ones[i] >> axis & 1 == 1 { 1 } else { d }).collect()
+            });
+            let numbers = |shape: &[usize], from: i64| -> Vec<i64> { (from..).take(shape.iter().product()).collect() };
+            let (x, y) = (numbers(&a, 0), numbers(&b, 1000));
+            let held: Vec<bool> = numbers(&mask, 0).iter().map(|i| i * 7 % 5 < 3).collect();
+            let (out, found) = select((&held, &mask), (&x, &a), (&y, &b)).unwrap();
+            prop_assert_eq!(&out, &shape([&mask[..], &a, &b]).unwrap());
+            prop_assert_eq!(found.len(), out.iter().product::<usize>());
+            for (i, &found) in found.iter().enumerate() {
+                let at = |own: &[usize]| locate(&out, own, i);
+                prop_assert_eq!(found, if held[at(&mask)] { x[at(&a)] } else { y[at(&b)] });
             }
-            at
-        };
-        (0..out.iter().product()).map(|i| (locate(shapes[0], i), locate(shapes[1], i))).collect()
+            let terms: Vec<f64> = numbers(&full, 1).iter().map(|&v| v as f64).collect();
+            let mut sums = vec![0.0; a.iter().product()];
+            terms.iter().enumerate().for_each(|(i, v)| sums[locate(&full, &a, i)] += v);
+            prop_assert_eq!(reduce((&terms, &full), &a).unwrap(), sums);
+        }
     }
 
     #[test]
