@@ -10,11 +10,13 @@
 //! compare with ONNX Runtime's:
 //!
 //! * [`Numerics::Ort`]: quantized operators give the bytes of ONNX Runtime's integer kernels on x86-64 with AVX2, FMA
-//!   and VNNI. Operators that both compute in float differ in the last digits, since sums come in another order and
-//!   `exp`, `erf` and their kin are other polynomials; where such a result is quantized and lies close to a tie, it may
-//!   become the neighbouring integer (one element in 10⁵ to 10⁶), and what is computed from it follows.
-//! * [`Numerics::Spec`]: what moves or rounds elements is exact; convolutions, products and means are float sums, with
-//!   the same effect behind each of them.
+//!   and VNNI. Operators that both compute in float may differ in the last digits: its optimized convolutions add in
+//!   another order, means and normalizations too, and its `tanh` and sigmoid are other, less exact functions. Where such
+//!   a result is quantized and lies close to a tie, it may become the neighbouring integer (one element in 10⁵ to 10⁶),
+//!   and what is computed from it follows.
+//! * [`Numerics::Spec`]: what moves or rounds elements is exact. Sums of products are fused multiply-adds in parts, as
+//!   ONNX Runtime has them on one thread without optimizations, on x86-64; `exp` and `erf` are its functions. The others
+//!   are as above, with the same effect behind each of them.
 //!
 //! On other processors ONNX Runtime itself computes otherwise:
 //!

@@ -9,7 +9,7 @@
 pub mod gradient;
 
 use super::finish::Finish;
-use super::gemm::{Mat, MatMut, Number, Size, contract, gemm};
+use super::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
 use crate::ir::Limits;
@@ -90,7 +90,7 @@ pub fn conv_finished<T: Number>(
             None if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
                 let (w, x) = (Mat::rows(w, input), Mat::rows(x, plane_in));
-                contract(size, w, x, MatMut::rows(y, plane_out), bias, finish);
+                contract(size, w, x, MatMut::rows(y, plane_out), Parts::of(plane_out, input), bias, finish);
             }
             None => gathered(axes, input, x, (w, bias), y, finish),
         }
@@ -113,9 +113,12 @@ fn depthwise<T: Number>(
         phases.split(x, T::default(), split);
         for (channel, (w, y)) in w.chunks_exact(taps.len()).zip(y.chunks_exact_mut(plane_out)).enumerate() {
             taps.iter_mut().zip(w).for_each(|(tap, &w)| tap.1 = w);
-            sums.fill(bias.map_or(T::default(), |bias| bias[channel]));
-            fold(taps, split, sums, |sum, x, w| sum.plus(x.times(w)));
+            sums.fill(T::default());
+            fold(taps, split, sums, |sum, x, w| sum.plus_product(x, w));
             phases.join(sums, y);
+            if let Some(bias) = bias {
+                y.iter_mut().for_each(|y| *y = y.plus(bias[channel]));
+            }
             T::finish(y, finish);
         }
     });
@@ -132,7 +135,7 @@ fn gathered<T: Number>(
 ) {
     let plane_out = volume(axes, |a| a.output);
     let depth = input * volume(axes, |a| a.kernel);
-    let width = tile_width(depth, plane_out);
+    let (width, parts) = (tile_width(depth, plane_out), Parts::of(plane_out, depth));
     T::scratch(depth * width, |columns| {
         for first in (0..plane_out).step_by(width) {
             let width = width.min(plane_out - first);
@@ -140,7 +143,8 @@ fn gathered<T: Number>(
             gather(axes, input, x, first, width, columns);
             let size = Size { m: y.len() / plane_out, n: width, k: depth };
             let target = MatMut { data: &mut y[first..], row: plane_out, col: 1 };
-            contract(size, Mat::rows(w, depth), Mat::rows(columns, width), target, bias, finish);
+            let (w, columns) = (Mat::rows(w, depth), Mat::rows(columns, width));
+            contract(size, w, columns, target, parts, bias, finish);
         }
     });
 }

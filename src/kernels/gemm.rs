@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::ops::{Add, Mul};
 
 use super::finish::Finish;
+pub use super::product::Parts;
 use super::product::{Ending, product};
 
 /// A number that contractions add and multiply.
@@ -19,6 +20,9 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
     /// The product; integers wrap.
     fn times(self, other: Self) -> Self;
 
+    /// `self + a·b`; of `f32` rounded once.
+    fn plus_product(self, a: Self, b: Self) -> Self;
+
     /// Lends a buffer of this many elements of any content, which its thread keeps for the next time.
     fn scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 
@@ -31,6 +35,7 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
         a: Mat<Self>,
         b: Mat<Self>,
         c: MatMut<Self>,
+        parts: Parts,
         bias: Option<&[Self]>,
         finish: &mut Finish,
     );
@@ -40,7 +45,7 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
 }
 
 macro_rules! number {
-    ($($t:ty, $one:literal, $plus:expr, $times:expr, $multiply:ident, $contract:ident, $finish:expr;)*) => { $(impl Number for $t {
+    ($($t:ty, $one:literal, $plus:expr, $times:expr, $multiply:ident, $contract:ident, $finish:expr, $fused:expr;)*) => { $(impl Number for $t {
         const ONE: Self = $one;
 
         #[inline(always)]
@@ -53,14 +58,20 @@ macro_rules! number {
             $times(self, other)
         }
 
+        #[inline(always)]
+        fn plus_product(self, a: Self, b: Self) -> Self {
+            $fused(self, a, b)
+        }
+
         fn multiply(size: Size, alpha: Self, a: Mat<Self>, b: Mat<Self>, beta: Self, c: MatMut<Self>) {
             $multiply(size, alpha, a, b, beta, c);
         }
 
         fn contract(
-            size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, bias: Option<&[Self]>, finish: &mut Finish,
+            size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts,
+            bias: Option<&[Self]>, finish: &mut Finish,
         ) {
-            $contract(size, a, b, c, bias, finish);
+            $contract(size, a, b, c, parts, bias, finish);
         }
 
         fn finish(values: &mut [Self], finish: &mut Finish) {
@@ -81,16 +92,16 @@ macro_rules! number {
 }
 
 number! {
-    f32, 1.0, Add::add, Mul::mul, blocked, finished, |values, finish: &mut Finish| finish.apply(values);
-    f64, 1.0, Add::add, Mul::mul, plain, biased, |_, _| ();
-    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, biased, |_, _| ();
-    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, biased, |_, _| ();
-    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, biased, |_, _| ();
-    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, biased, |_, _| ();
-    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, biased, |_, _| ();
-    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, biased, |_, _| ();
-    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, biased, |_, _| ();
-    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, biased, |_, _| ();
+    f32, 1.0, Add::add, Mul::mul, blocked, finished, |values, finish: &mut Finish| finish.apply(values), |sum, a: f32, b| a.mul_add(b, sum);
+    f64, 1.0, Add::add, Mul::mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
 }
 
 /// Extents of a product: `A` is `m`×`k`, `B` is `k`×`n`, `C` is `m`×`n`.
@@ -215,17 +226,26 @@ pub fn contract<T: Number>(
     a: Mat<T>,
     b: Mat<T>,
     c: MatMut<T>,
+    parts: Parts,
     bias: Option<&[T]>,
     finish: &mut Finish,
 ) {
     check(size, &a, &b, &c);
     assert!(c.col == 1 && bias.is_none_or(|bias| bias.len() >= size.m), "rows of C, or the bias");
     if size.m > 0 && size.n > 0 {
-        T::contract(size, a, b, c, bias, finish);
+        T::contract(size, a, b, c, parts, bias, finish);
     }
 }
 
-fn biased<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, bias: Option<&[T]>, _: &mut Finish) {
+fn biased<T: Number>(
+    size: Size,
+    a: Mat<T>,
+    b: Mat<T>,
+    c: MatMut<T>,
+    _: Parts,
+    bias: Option<&[T]>,
+    _: &mut Finish,
+) {
     for i in 0..size.m {
         let row = &mut c.data[i * c.row..][..size.n];
         row.fill(bias.map_or(T::default(), |bias| bias[i]));
@@ -233,21 +253,29 @@ fn biased<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, bias: Optio
     plain(size, T::ONE, a, b, T::ONE, c);
 }
 
-fn finished(size: Size, a: Mat<f32>, b: Mat<f32>, c: MatMut<f32>, bias: Option<&[f32]>, finish: &mut Finish) {
-    product(size, 1.0, a, b, 0.0, c, Some(Ending { bias, finish }));
+fn finished(
+    size: Size,
+    a: Mat<f32>,
+    b: Mat<f32>,
+    c: MatMut<f32>,
+    parts: Parts,
+    bias: Option<&[f32]>,
+    finish: &mut Finish,
+) {
+    product(size, 1.0, a, b, 0.0, c, parts, Some(Ending { bias, finish }));
 }
 
 /// The `f32` product. Where columns of the result are contiguous and not rows, it is `Cᵀ = Bᵀ·Aᵀ`.
 fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMut<f32>) {
     let Size { m, n, k } = size;
     if c.col == 1 || n <= 1 {
-        product(size, alpha, a, b, beta, c, None);
+        product(size, alpha, a, b, beta, c, Parts::CONSTANT, None);
     } else if c.row == 1 || m <= 1 {
         let c = MatMut { data: c.data, row: c.col, col: c.row };
         let turn = |mat: Mat<'_, f32>| (mat.col, mat.row);
         let ((a_row, a_col), (b_row, b_col)) = (turn(a), turn(b));
         let (a, b) = (Mat { row: a_row, col: a_col, ..a }, Mat { row: b_row, col: b_col, ..b });
-        product(Size { m: n, n: m, k }, alpha, b, a, beta, MatMut { col: 1, ..c }, None);
+        product(Size { m: n, n: m, k }, alpha, b, a, beta, MatMut { col: 1, ..c }, Parts::CONSTANT, None);
     } else {
         plain(size, alpha, a, b, beta, c);
     }

@@ -1,8 +1,8 @@
 //! The `f32` product `C ← β·C + α·A·B`, block by block, on the register tiles of [`tile`](super::tile).
 //!
 //! Nothing is laid out anew as long as rows of `B` and `C` are contiguous: `A` is read one element at a time, `B` and
-//! `C` a few vectors at a time. Each sum is made of parts of [`DEPTH`] products; a part takes its products in order with
-//! fused multiply-adds, and parts are added in order. So the bits depend on the operands alone.
+//! `C` a few vectors at a time. Each sum is made of [`Parts`]; a part takes its products in order with fused
+//! multiply-adds, and parts are added in order. So the bits depend on the operands alone.
 
 use std::cell::Cell;
 
@@ -11,8 +11,27 @@ use super::gemm::{Mat, MatMut, Size};
 use super::simd::Isa;
 use super::tile::{Block, End, ROWS, Tiles, VECTORS};
 
-/// Products of a part of a sum.
-const DEPTH: usize = 256;
+/// Products of a part of a sum. Both kinds are what ONNX Runtime does on one thread without optimizations, so that sums
+/// have its bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts(usize);
+
+impl Parts {
+    /// For a right matrix that is known ahead.
+    pub const CONSTANT: Self = Self(256);
+
+    /// For `n` sums of `k` products in a row, of a matrix that is not known ahead or of windows.
+    pub fn of(n: usize, k: usize) -> Self {
+        Self(match n {
+            _ if n >= k => 128,
+            0..=16 => 1024,
+            17..=32 => 512,
+            33..=64 => 256,
+            _ => 128,
+        })
+    }
+}
+
 /// Elements of `B` and `C` that a block of columns may have: they stay in the second-level cache.
 const CACHED: usize = 1 << 17;
 /// Rows at a multiple of this distance share the places of the nearest cache.
@@ -35,6 +54,7 @@ pub struct Ending<'a> {
 ///
 /// # Panics
 /// If `C` does not have contiguous rows, or the bias is too short.
+#[allow(clippy::too_many_arguments)]
 pub fn product(
     size: Size,
     alpha: f32,
@@ -42,9 +62,10 @@ pub fn product(
     b: Mat<f32>,
     beta: f32,
     c: MatMut<f32>,
+    parts: Parts,
     end: Option<Ending>,
 ) {
-    product_on(Isa::detect(), size, alpha, a, b, beta, c, end);
+    product_on(Isa::detect(), size, alpha, a, b, beta, c, parts, end);
 }
 
 /// The product with these vectors, which the processor must have.
@@ -57,6 +78,7 @@ fn product_on(
     b: Mat<f32>,
     beta: f32,
     c: MatMut<f32>,
+    parts: Parts,
     mut end: Option<Ending>,
 ) {
     let Size { m, n, k } = size;
@@ -72,7 +94,7 @@ fn product_on(
     let panel = VECTORS * tiles.lanes;
     let widest = (CACHED / (m + k).max(1)).max(2 * panel);
     let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-    let mut walk = Walk { tiles, size, alpha, a, b, c, adds: beta != 0.0 };
+    let mut walk = Walk { tiles, size, part: parts.0, alpha, a, b, c, adds: beta != 0.0 };
     let mut first = 0;
     while first < n {
         let width = width.min(n - first);
@@ -85,6 +107,7 @@ fn product_on(
 struct Walk<'a> {
     tiles: Tiles,
     size: Size,
+    part: usize,
     alpha: f32,
     a: Mat<'a, f32>,
     b: Mat<'a, f32>,
@@ -107,8 +130,8 @@ impl Walk<'_> {
             if k == 0 {
                 (0..m).for_each(|i| self.end_row(i, first, width, end));
             }
-            for part in (0..k).step_by(DEPTH) {
-                let depth = DEPTH.min(k - part);
+            for part in (0..k).step_by(self.part) {
+                let depth = self.part.min(k - part);
                 let last = part + depth == k;
                 for i in (0..m).step_by(self.rows()) {
                     let rows = self.rows().min(m - i);
@@ -263,16 +286,23 @@ mod tests {
     }
 
     /// The definition: parts of sums in order.
-    fn expected(size: Size, a: Mat<f32>, b: Mat<f32>, alpha: f32, old: Option<&[f32]>) -> Vec<f32> {
+    fn expected(
+        size: Size,
+        a: Mat<f32>,
+        b: Mat<f32>,
+        alpha: f32,
+        part_of: usize,
+        old: Option<&[f32]>,
+    ) -> Vec<f32> {
         let Size { m, n, k } = size;
         let mut c = old.map_or_else(|| vec![0.0; m * n], <[f32]>::to_vec);
         for (at, c) in c.iter_mut().enumerate() {
             let (i, j) = (at / n, at % n);
-            for part in (0..k).step_by(DEPTH) {
+            for part in (0..k).step_by(part_of) {
                 let product = |sum: f32, p: usize| {
                     a.data[i * a.row + p * a.col].mul_add(b.data[p * b.row + j * b.col], sum)
                 };
-                let sum = (part..k.min(part + DEPTH)).fold(0.0, product);
+                let sum = (part..k.min(part + part_of)).fold(0.0, product);
                 let sum = if alpha == 1.0 { sum } else { sum * alpha };
                 *c = if old.is_none() && part == 0 { sum } else { *c + sum };
             }
@@ -284,7 +314,7 @@ mod tests {
         #[test]
         fn every_kind_of_vectors_gives_the_bits_of_the_definition(
             m in 1usize..20, n in 1usize..120, k in 0usize..600, ta: bool, tb: bool, more in 0usize..9, alpha in 0u8..2,
-            adds: bool, ends in 0u8..4, seed in 0usize..9,
+            adds: bool, ends in 0u8..4, seed in 0usize..9, constant: bool,
         ) {
             let (mut size, alpha) = (Size { m, n, k }, f32::from(alpha) + 1.0);
             if m * n * k > 100_000 {
@@ -295,7 +325,8 @@ mod tests {
             let a = if ta { Mat::transposed(&a, m) } else { Mat::rows(&a, k) };
             let b = if tb { Mat::transposed(&b, k) } else { Mat::rows(&b, n) };
             let old = numbers(m * n, seed + 3);
-            let mut want = expected(size, a, b, alpha, adds.then_some(&old[..]));
+            let parts = if constant { Parts::CONSTANT } else { Parts::of(n, k) };
+            let mut want = expected(size, a, b, alpha, parts.0, adds.then_some(&old[..]));
             let limits = if ends < 2 { Limits::NONE } else { Limits { low: 0.0, high: 0.7 } };
             let bias = (ends % 2 == 1).then_some(&bias[..]);
             if ends > 0 {
@@ -313,7 +344,7 @@ mod tests {
                 let mut finish = Finish::new(limits);
                 let end = (ends > 0).then_some(Ending { bias, finish: &mut finish });
                 let beta = if adds { 1.0 } else { 0.0 };
-                product_on(isa, size, alpha, a, b, beta, MatMut { data: &mut c, row, col: 1 }, end);
+                product_on(isa, size, alpha, a, b, beta, MatMut { data: &mut c, row, col: 1 }, parts, end);
                 prop_assert!(c.chunks_exact(row).all(|c| c[n..].iter().all(|&x| x == 9.0)), "{isa:?}: beyond C");
                 let found: Vec<f32> = c.chunks_exact(row).flat_map(|c| c[..n].to_vec()).collect();
                 prop_assert_eq!(&found, &want, "{:?}", isa);

@@ -13,7 +13,7 @@ use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
 use crate::kernels::finish::Finish;
-use crate::kernels::gemm::{Mat, MatMut, Number, Size, contract, gemm};
+use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
 use crate::kernels::window::each_index;
 
 /// The operators of this family.
@@ -244,11 +244,13 @@ impl MatMul {
         if y.is_empty() {
             return Ok((y, batches.shape));
         }
+        // One matrix for all is mostly a weight.
+        let parts = if b_shape.len() <= 2 { Parts::CONSTANT } else { Parts::of(n, k) };
         let mut results = y.chunks_exact_mut(m * n);
         batches.each(|i, j| {
             let Some(y) = results.next() else { return };
             let (a, b) = (Mat::rows(&a[i * m * k..][..m * k], k), Mat::rows(&b[j * k * n..][..k * n], n));
-            contract(size, a, b, MatMut::rows(y, n), None, finish);
+            contract(size, a, b, MatMut::rows(y, n), parts, None, finish);
         });
         drop(results);
         Ok((y, batches.shape))
