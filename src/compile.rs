@@ -18,7 +18,7 @@ use crate::compare::accuracy::read_labels;
 use crate::compare::closeness::{self, Closeness};
 use crate::error::{Error, Fault};
 use crate::fail;
-use crate::interpret::Program;
+use crate::interpret::{Numerics, Program};
 use crate::ir::{Graph, Model};
 use crate::onnx;
 use crate::options::{Bound, Mode, Options, Tuning};
@@ -206,7 +206,8 @@ fn distances(
     samples: &Samples,
     watch: Watch,
 ) -> Result<Vec<Closeness>, Error> {
-    let (a, b) = (Program::new(original)?, Program::new(quantized)?);
+    // On integers, as a runtime computes it.
+    let (a, b) = (Program::new(original)?, Program::with_numerics(quantized, Numerics::Ort)?);
     let count = samples.len().min(COMPARED);
     let indices: Vec<usize> = (0..count).map(|i| i * samples.len() / count).collect();
     let steps = AtomicUsize::new(0);

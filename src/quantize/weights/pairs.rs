@@ -25,7 +25,7 @@ pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut
         (shape[0], real.len() / shape[0].max(1))
     };
     let window: usize = if by_column { 1 } else { shape[2..].iter().product::<usize>().max(1) };
-    let neighbours = Neighbours { depth, window };
+    let neighbours = Neighbours::new(depth, window);
     let row = |r: usize| -> Vec<f32> {
         match by_column {
             true => (0..depth).map(|k| real[k * columns + r]).collect(),
@@ -57,8 +57,8 @@ pub fn saturating_channels(shape: &[usize], by_row: bool, quantized: &[i8]) -> (
     }
     let depth = quantized.len() / channels;
     let window = if by_row { shape.iter().skip(2).product::<usize>().max(1) } else { 1 };
-    let neighbours = Neighbours { depth, window };
-    if neighbours.harmless() {
+    let neighbours = Neighbours::new(depth, window);
+    if neighbours.harmless {
         return (0, channels);
     }
     let channel = |c: usize| -> Vec<i8> {
@@ -80,17 +80,15 @@ pub fn settle(shape: &[usize], axis: Option<usize>, quantized: &mut [i8]) {
     }
     let depth = quantized.len() / channels;
     let window = if by_row { shape.iter().skip(2).product::<usize>().max(1) } else { 1 };
-    let neighbours = Neighbours { depth, window };
-    if neighbours.harmless() {
+    let neighbours = Neighbours::new(depth, window);
+    if neighbours.harmless {
         return;
     }
     let (start, step) = if by_row { (depth, 1) } else { (1, channels) };
     for channel in 0..channels {
         let at = |k: usize| channel * start + k * step;
         let mut q: Vec<i8> = (0..depth).map(|k| quantized[at(k)]).collect();
-        while neighbours.offends(&q) {
-            neighbours.for_each(|a, b| cut(&mut q, a, b));
-        }
+        neighbours.settle(&mut q);
         q.into_iter().enumerate().for_each(|(k, q)| quantized[at(k)] = q);
     }
 }
@@ -102,8 +100,8 @@ pub fn partners(shape: &[usize], axis: Option<usize>) -> Vec<Vec<u32>> {
         Some(0) => (count / shape[0].max(1), shape[2..].iter().product::<usize>().max(1)),
         _ => (count / shape.last().copied().unwrap_or(1).max(1), 1),
     };
-    let neighbours = Neighbours { depth, window };
-    if neighbours.harmless() {
+    let neighbours = Neighbours::new(depth, window);
+    if neighbours.harmless {
         return Vec::new();
     }
     let mut partners = vec![Vec::new(); depth];
@@ -113,45 +111,46 @@ pub fn partners(shape: &[usize], axis: Option<usize>) -> Vec<Vec<u32>> {
             list.push(b as u32);
         }
     };
-    neighbours.for_each(|a, b| {
+    for &(a, b) in &neighbours.pairs {
         join(a, b);
         join(b, a);
-    });
+    }
     partners
 }
 
 /// The orders in which kernels pair the weights of a channel: as stored, or with the input channel innermost, paired
 /// through or anew for each position of the window.
 struct Neighbours {
-    depth: usize,
-    window: usize,
+    pairs: Vec<(usize, usize)>,
+    /// Is the input channel alone (depthwise)? Those kernels add in 32 bits.
+    harmless: bool,
 }
 
 impl Neighbours {
-    fn for_each(&self, mut f: impl FnMut(usize, usize)) {
-        (0..self.depth / 2).for_each(|i| f(2 * i, 2 * i + 1));
-        if self.window < 2 {
-            return;
-        }
-        let inputs = self.depth / self.window;
-        let at = |k: usize| k % inputs * self.window + k / inputs;
-        (0..self.depth / 2).for_each(|i| f(at(2 * i), at(2 * i + 1)));
-        if inputs % 2 == 1 {
-            for tap in 0..self.window {
-                (0..inputs / 2).for_each(|i| f(at(tap * inputs + 2 * i), at(tap * inputs + 2 * i + 1)));
+    /// Those of `depth` weights of a channel, `window` of them for each input channel.
+    fn new(depth: usize, window: usize) -> Self {
+        let mut pairs: Vec<_> = (0..depth / 2).map(|i| (2 * i, 2 * i + 1)).collect();
+        if window > 1 {
+            let inputs = depth / window;
+            let at = |k: usize| k % inputs * window + k / inputs;
+            pairs.extend((0..depth / 2).map(|i| (at(2 * i), at(2 * i + 1))));
+            for tap in (0..window).filter(|_| inputs % 2 == 1) {
+                let own = |i: usize| (at(tap * inputs + 2 * i), at(tap * inputs + 2 * i + 1));
+                pairs.extend((0..inputs / 2).map(own));
             }
         }
-    }
-
-    /// Is the input channel alone (depthwise)? Those kernels add in 32 bits.
-    fn harmless(&self) -> bool {
-        self.window > 1 && self.depth == self.window
+        Self { pairs, harmless: window > 1 && depth == window }
     }
 
     fn offends(&self, q: &[i8]) -> bool {
-        let mut found = false;
-        self.for_each(|a, b| found |= (i32::from(q[a]) + i32::from(q[b])).abs() > LIMIT);
-        found
+        self.pairs.iter().any(|&(a, b)| (i32::from(q[a]) + i32::from(q[b])).abs() > LIMIT)
+    }
+
+    /// Cuts until no pair offends.
+    fn settle(&self, q: &mut [i8]) {
+        while self.offends(q) {
+            self.pairs.iter().for_each(|&(a, b)| cut(q, a, b));
+        }
     }
 
     /// The integers of a channel and their scale.
@@ -159,16 +158,14 @@ impl Neighbours {
         let round =
             |scale: f32| -> Vec<i8> { real.iter().map(|&w| nearest(w, scale, super::FULL)).collect() };
         let first = round(scale);
-        if self.harmless() || !self.offends(&first) {
+        if self.harmless || !self.offends(&first) {
             return (first, scale);
         }
         let mut best = (f64::INFINITY, first, scale);
-        for sixteenths in SIXTEENTHS {
-            let scale = if fixed { scale } else { scale * f32::from(sixteenths) / 16.0 };
+        for sixteenths in SIXTEENTHS.take(if fixed { 1 } else { usize::MAX }) {
+            let scale = scale * f32::from(sixteenths) / 16.0;
             let mut q = round(scale);
-            while self.offends(&q) {
-                self.for_each(|a, b| cut(&mut q, a, b));
-            }
+            self.settle(&mut q);
             let error = |(&w, &q): (&f32, &i8)| f64::from(w - f32::from(q) * scale).powi(2);
             let error: f64 = real.iter().zip(&q).map(error).sum();
             if error < best.0 {
@@ -201,7 +198,7 @@ mod tests {
         let mut scales = vec![71.0 / 71.0 / 127.0; 4];
         let mut out = vec![0; 108];
         quantize(&shape, Some(0), &real, &mut scales, &mut out);
-        let neighbours = Neighbours { depth: 27, window: 9 };
+        let neighbours = Neighbours::new(27, 9);
         for (row, scale) in out.chunks(27).zip(&scales) {
             assert!(!neighbours.offends(row));
             assert!(*scale >= 1.0 / 127.0 && *scale <= 2.0 / 127.0);
