@@ -118,7 +118,8 @@ impl Histogram {
         (greatest > f32::NEG_INFINITY).then_some(greatest)
     }
 
-    /// Counts values of which all are known to be plain, with these extremes: about [`MANY`] of them if there are more.
+    /// Counts values of which all are known to be plain, with these extremes: about 32,768 of them if
+    /// there are more.
     /// Which, depends on `turn`.
     pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize) {
         let step = values.len().div_ceil(MANY).max(1);

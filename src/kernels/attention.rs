@@ -211,9 +211,15 @@ fn weigh(scores: &mut [f32], biases: &[f32], keys: usize, round: Round) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Straight from the definition, in `f64`.
-    fn naive(h: &Heads, [q, k, v]: [&[f32]; 3], scale: f64, seen: impl Fn(usize, usize) -> bool) -> Vec<f64> {
+    fn naive(
+        h: &Heads,
+        [q, k, v]: [&[f32]; 3],
+        scale: f64,
+        seen: impl Fn(usize, usize, usize) -> bool,
+    ) -> Vec<f64> {
         let mut y = Vec::new();
         for b in 0..h.batch {
             for head in 0..h.heads {
@@ -224,7 +230,7 @@ mod tests {
                         let dot: f64 = (0..h.size)
                             .map(|d| f64::from(q[at + d]) * f64::from(k[(kv * h.keys + j) * h.size + d]))
                             .sum();
-                        if seen(i, j) { libm::exp(dot * scale) } else { 0.0 }
+                        if seen(b, i, j) { libm::exp(dot * scale) } else { 0.0 }
                     };
                     let total: f64 = (0..h.keys).map(weight).sum();
                     for d in 0..h.value_size {
@@ -238,27 +244,39 @@ mod tests {
         y
     }
 
-    #[test]
-    fn the_definition() {
-        let h = Heads::new(&[2, 4, 3, 5], &[2, 2, 6, 5], &[2, 2, 6, 7]).unwrap();
-        let numbers = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 31 + seed * 17) % 29) as f32 / 14.0 - 1.0).collect()
-        };
-        let (q, k, v) = (numbers(2 * 4 * 3 * 5, 1), numbers(2 * 2 * 6 * 5, 2), numbers(2 * 2 * 6 * 7, 3));
-        for (causal, left) in [(false, None), (true, None), (true, Some(1)), (false, Some(0))] {
-            let offset = 2i64;
-            let bias =
-                Bias { mask: None, causal, window: (left, None), valid: None, offsets: &[offset, offset] };
+    proptest! {
+        #[test]
+        fn the_definition(
+            (batch, kv_heads, group) in (1usize..3, 1usize..3, 1usize..4),
+            (queries, keys, size, value_size) in (1usize..6, 1usize..9, 1usize..9, 1usize..9),
+            (causal, left, right) in (any::<bool>(), prop::option::of(0usize..4), prop::option::of(0usize..4)),
+            (offset, scale, seed) in (-2i64..5, 0.1f32..1.5, 0usize..99),
+            valid in prop::option::of(prop::collection::vec(0i64..9, 2)),
+        ) {
+            let heads = kv_heads * group;
+            let of = |heads: usize, length: usize, size: usize| [batch, heads, length, size];
+            let (q_shape, k_shape) = (of(heads, queries, size), of(kv_heads, keys, size));
+            let h = Heads::new(&q_shape, &k_shape, &of(kv_heads, keys, value_size)).unwrap();
+            let numbers = |n: usize, seed: usize| -> Vec<f32> {
+                (0..n).map(|i| ((i * 31 + seed * 17) % 29) as f32 / 14.0 - 1.0).collect()
+            };
+            let q = numbers(q_shape.iter().product(), seed);
+            let k = numbers(k_shape.iter().product(), seed + 1);
+            let v = numbers(batch * kv_heads * keys * value_size, seed + 2);
+            let offsets = vec![offset; batch];
+            let bias = Bias { mask: None, causal, window: (left, right), valid: valid.as_deref(), offsets: &offsets };
             let exact: Round = &|_| {};
             let all = [q.as_slice(), &k, &v];
-            let (y, _) =
-                attend(&h, all, (0.6f32.sqrt(), 0.0), &bias, Probe::Products, (exact, exact)).unwrap();
-            let seen = |i: usize, j: usize| {
+            let (y, _) = attend(&h, all, (scale.sqrt(), 0.0), &bias, Probe::Products, (exact, exact)).unwrap();
+            let seen = |b: usize, i: usize, j: usize| {
                 let distance = i as i64 + offset - j as i64;
-                !(causal && distance < 0 || left.is_some_and(|l| distance > l as i64))
+                !(causal && distance < 0
+                    || left.is_some_and(|l| distance > l as i64)
+                    || right.is_some_and(|r| -distance > r as i64)
+                    || valid.as_ref().is_some_and(|v| j as i64 >= v[b]))
             };
-            for (a, b) in y.iter().zip(naive(&h, all, 0.6, seen)) {
-                assert!((f64::from(*a) - b).abs() < 1e-5, "{a} instead of {b}");
+            for (a, b) in y.iter().zip(naive(&h, all, scale.into(), seen)) {
+                prop_assert!((f64::from(*a) - b).abs() < 2e-5, "{} instead of {}", a, b);
             }
         }
     }

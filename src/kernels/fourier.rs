@@ -50,6 +50,7 @@ fn recurse(x: &[Complex], step: usize, y: &mut [Complex], roots: &[Complex]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn naive(x: &[Complex]) -> Vec<Complex> {
         let n = x.len();
@@ -63,17 +64,15 @@ mod tests {
         (0..n).map(one).collect()
     }
 
-    #[test]
-    fn every_length_forth_and_back() {
-        for n in 1..=40 {
-            let x: Vec<Complex> =
-                (0..n).map(|i| ((i * 7 % 11) as f64 - 5.0, (i * 5 % 13) as f64 - 6.0)).collect();
-            let y = transform(&x, false);
+    proptest! {
+        #[test]
+        fn every_length_forth_and_back(x in prop::collection::vec((-9.0..9.0, -9.0..9.0), 1..70)) {
+            let (n, y) = (x.len() as f64, transform(&x, false));
             for (a, b) in y.iter().zip(naive(&x)) {
-                assert!((a.0 - b.0).abs() + (a.1 - b.1).abs() < 1e-10, "{n}");
+                prop_assert!((a.0 - b.0).abs() + (a.1 - b.1).abs() < 1e-10);
             }
             for (a, b) in transform(&y, true).iter().zip(&x) {
-                assert!((a.0 / n as f64 - b.0).abs() + (a.1 / n as f64 - b.1).abs() < 1e-12, "{n}");
+                prop_assert!((a.0 / n - b.0).abs() + (a.1 / n - b.1).abs() < 1e-11);
             }
         }
     }

@@ -130,6 +130,7 @@ pub fn value(taps: &[(usize, f32)], plane: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn at(mode: Mode, outside: Outside, align_corners: bool, x: f32) -> f32 {
         let plane = [10.0, 20.0, 40.0];
@@ -157,5 +158,42 @@ mod tests {
         assert_eq!(at(Mode::Nearest, Outside::Reflection, false, -1.6), 10.0);
         assert_eq!(at(Mode::Linear, Outside::Border, true, f32::NAN), 0.0);
         assert_eq!(at(Mode::Cubic, Outside::Border, true, f32::INFINITY), 40.0);
+    }
+
+    /// The value between two neighbours of a line, from the definition: what lies outside is looked up point by point.
+    fn naive(line: &[f32], outside: Outside, align_corners: bool, x: f64) -> f64 {
+        let n = line.len() as f64;
+        let (low, high) = if align_corners { (0.0, n - 1.0) } else { (-0.5, n - 0.5) };
+        let mirrored = |mut x: f64| {
+            while high > low && (x < low || x > high) {
+                x = if x < low { 2.0 * low - x } else { 2.0 * high - x };
+            }
+            if high > low { x } else { low }
+        };
+        let x = match outside {
+            Outside::Zeros => x,
+            Outside::Border => x.clamp(0.0, n - 1.0),
+            Outside::Reflection => mirrored(x),
+        };
+        let point = |i: f64| match outside {
+            Outside::Zeros if i < 0.0 || i >= n => 0.0,
+            _ => f64::from(line[i.clamp(0.0, n - 1.0) as usize]),
+        };
+        let t = x - x.floor();
+        point(x.floor()) * (1.0 - t) + point(x.floor() + 1.0) * t
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_read_by_definition(
+            line in prop::collection::vec(-9f32..9.0, 2..9), place in -3f32..3.0, align_corners: bool, which in 0usize..3,
+        ) {
+            let outside = [Outside::Zeros, Outside::Border, Outside::Reflection][which];
+            let sampling = Sampling { mode: Mode::Linear, outside, align_corners };
+            let x = sampling.position(place, line.len());
+            let found = value(&combine(&[sampling.taps(x, line.len())], &[line.len()]), &line);
+            let expected = naive(&line, outside, align_corners, x.into());
+            prop_assert!((f64::from(found) - expected).abs() < 1e-4, "{} instead of {}", found, expected);
+        }
     }
 }

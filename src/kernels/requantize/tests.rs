@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 /// The definition, one number at a time in `f64` steps that are exact.
@@ -44,12 +46,15 @@ fn numbers() -> Vec<f32> {
 }
 
 fn check<Q: Narrow>(scale: f32, zero_point: i32) {
-    let x = numbers();
+    check_on::<Q>(&numbers(), scale, zero_point);
+}
+
+fn check_on<Q: Narrow>(x: &[f32], scale: f32, zero_point: i32) {
     let mut q = vec![Q::default(); x.len()];
-    quantize_slice(&x, scale, Q::truncate(zero_point), &mut q);
+    quantize_slice(x, scale, Q::truncate(zero_point), &mut q);
     let mut back = vec![0.0; x.len()];
     dequantize_slice(&q, scale, Q::truncate(zero_point), &mut back);
-    let mut fake = x.clone();
+    let mut fake = x.to_vec();
     fake_quantize_slice(&mut fake, scale, zero_point, Q::MIN, Q::MAX);
     for (i, &x) in x.iter().enumerate() {
         let expected = definition::<Q>(x, scale, zero_point);
@@ -87,4 +92,19 @@ fn thirty_two_bit_values_dequantize() {
     let mut x = [0.0; 3];
     dequantize_slice(&[i32::MIN, -7, i32::MAX], 0.5, 0, &mut x);
     assert_eq!(x, [-1073741824.0, -3.5, 1073741824.0]);
+}
+
+proptest! {
+    #[test]
+    fn any_numbers_are_quantized_by_definition(
+        x in prop::collection::vec(prop_oneof![4 => -900f32..900.0, 1 => any::<f32>()], 0..60),
+        scale in prop_oneof![1e-3f32..9.0, Just(f32::MIN_POSITIVE), Just(1e30f32)],
+        zero_point: u16,
+    ) {
+        let signed = i32::from(zero_point.cast_signed());
+        check_on::<u8>(&x, scale, i32::from(zero_point % 256));
+        check_on::<i8>(&x, scale, signed / 256);
+        check_on::<u16>(&x, scale, zero_point.into());
+        check_on::<i16>(&x, scale, signed);
+    }
 }
