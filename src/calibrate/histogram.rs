@@ -119,8 +119,7 @@ impl Histogram {
     }
 
     /// Counts values of which all are known to be plain, with these extremes: about 32,768 of them if
-    /// there are more.
-    /// Which, depends on `turn`.
+    /// there are more. Which, depends on `turn`.
     pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize) {
         let step = values.len().div_ceil(MANY).max(1);
         if step == 1 {
