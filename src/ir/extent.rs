@@ -35,14 +35,3 @@ pub struct Extent {
     /// Are all of them part of a distribution?
     pub plain: bool,
 }
-
-impl Extent {
-    /// Of no values.
-    pub const EMPTY: Self = Self { min: f32::INFINITY, max: f32::NEG_INFINITY, plain: true };
-
-    /// Of the values of both.
-    #[must_use]
-    pub fn with(self, other: Self) -> Self {
-        Self { min: self.min.min(other.min), max: self.max.max(other.max), plain: self.plain && other.plain }
-    }
-}

@@ -7,7 +7,8 @@ use std::ops::{Add, Mul};
 
 use super::finish::Finish;
 pub use super::product::Parts;
-use super::product::{Ending, product};
+use super::product::{Ending, Product};
+use super::simd::Isa;
 
 /// A number that contractions add and multiply.
 pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
@@ -26,10 +27,10 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
     /// Lends a buffer of this many elements of any content, which its thread keeps for the next time.
     fn scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 
-    /// `C ← β·C + α·A·B`, see [`gemm`]; the views have been checked.
+    /// `C ← β·C + α·A·B`, see [`gemm`].
     fn multiply(size: Size, alpha: Self, a: Mat<Self>, b: Mat<Self>, beta: Self, c: MatMut<Self>);
 
-    /// `C ← A·B` and a bias for each row, see [`contract`]; the views have been checked, rows of `C` are contiguous.
+    /// `C ← A·B` and a bias for each row, see [`contract`].
     fn contract(
         size: Size,
         a: Mat<Self>,
@@ -166,7 +167,7 @@ fn fits(len: usize, rows: usize, columns: usize, row: usize, col: usize) -> bool
 }
 
 /// Asserts that the views fit their slices and that no two elements of `C` share a place.
-fn check<T>(size: Size, a: &Mat<T>, b: &Mat<T>, c: &MatMut<T>) {
+pub(super) fn check<T>(size: Size, a: &Mat<T>, b: &Mat<T>, c: &MatMut<T>) {
     let Size { m, n, k } = size;
     if m == 0 || n == 0 {
         return;
@@ -262,23 +263,24 @@ fn finished(
     bias: Option<&[f32]>,
     finish: &mut Finish,
 ) {
-    product(size, 1.0, a, b, 0.0, c, parts, Some(Ending { bias, finish }));
+    let end = Some(Ending { bias, finish });
+    Product { size, alpha: 1.0, a, b, beta: 0.0, c, parts, end }.compute(Isa::detect());
 }
 
 /// The `f32` product. Where columns of the result are contiguous and not rows, it is `Cᵀ = Bᵀ·Aᵀ`.
 fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMut<f32>) {
     let Size { m, n, k } = size;
-    if c.col == 1 || n <= 1 {
-        product(size, alpha, a, b, beta, c, Parts::CONSTANT, None);
+    let turn = |mat: Mat<'_, f32>| (mat.col, mat.row);
+    let (size, a, b, c) = if c.col == 1 || n <= 1 {
+        (size, a, b, c)
     } else if c.row == 1 || m <= 1 {
-        let c = MatMut { data: c.data, row: c.col, col: c.row };
-        let turn = |mat: Mat<'_, f32>| (mat.col, mat.row);
         let ((a_row, a_col), (b_row, b_col)) = (turn(a), turn(b));
         let (a, b) = (Mat { row: a_row, col: a_col, ..a }, Mat { row: b_row, col: b_col, ..b });
-        product(Size { m: n, n: m, k }, alpha, b, a, beta, MatMut { col: 1, ..c }, Parts::CONSTANT, None);
+        (Size { m: n, n: m, k }, b, a, MatMut { row: c.col, col: 1, ..c })
     } else {
-        plain(size, alpha, a, b, beta, c);
-    }
+        return plain(size, alpha, a, b, beta, c);
+    };
+    Product { size, alpha, a, b, beta, c, parts: Parts::CONSTANT, end: None }.compute(Isa::detect());
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 
 use super::finish::Finish;
-use super::gemm::{Mat, MatMut, Size};
+use super::gemm::{Mat, MatMut, Size, check};
 use super::simd::Isa;
 use super::tile::{Block, End, ROWS, Tiles, VECTORS};
 
@@ -50,56 +50,58 @@ pub struct Ending<'a> {
     pub finish: &'a mut Finish,
 }
 
-/// The product with the widest vectors there are. The views have been checked; `C` has contiguous rows.
-///
-/// # Panics
-/// If `C` does not have contiguous rows, or the bias is too short.
-#[allow(clippy::too_many_arguments)]
-pub fn product(
-    size: Size,
-    alpha: f32,
-    a: Mat<f32>,
-    b: Mat<f32>,
-    beta: f32,
-    c: MatMut<f32>,
-    parts: Parts,
-    end: Option<Ending>,
-) {
-    product_on(Isa::detect(), size, alpha, a, b, beta, c, parts, end);
+/// What is multiplied, and where the result goes.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The extents.
+    pub size: Size,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// The left matrix.
+    pub a: Mat<'a, f32>,
+    /// The right matrix.
+    pub b: Mat<'a, f32>,
+    /// Factor of the old content of `C`, which is not read if it is 0.
+    pub beta: f32,
+    /// The result, whose rows are contiguous.
+    pub c: MatMut<'a, f32>,
+    /// The parts of its sums.
+    pub parts: Parts,
+    /// What is done to it.
+    pub end: Option<Ending<'a>>,
 }
 
-/// The product with these vectors, which the processor must have.
-#[allow(clippy::too_many_arguments)]
-fn product_on(
-    isa: Isa,
-    size: Size,
-    alpha: f32,
-    a: Mat<f32>,
-    b: Mat<f32>,
-    beta: f32,
-    c: MatMut<f32>,
-    parts: Parts,
-    mut end: Option<Ending>,
-) {
-    let Size { m, n, k } = size;
-    assert!(c.col == 1 || n <= 1, "rows of C are not contiguous");
-    assert!(end.as_ref().and_then(|end| end.bias).is_none_or(|bias| bias.len() >= m), "bias");
-    if beta != 1.0 && (beta != 0.0 || k == 0) {
-        for i in 0..m {
-            let row = &mut c.data[i * c.row..][..n];
-            row.iter_mut().for_each(|y| *y = if beta == 0.0 { 0.0 } else { *y * beta });
+impl Product<'_> {
+    /// Computes it with these vectors, or narrower ones if the processor lacks them.
+    ///
+    /// # Panics
+    /// If a view does not fit its slice, rows of `C` are not contiguous, or the bias is too short.
+    pub fn compute(self, isa: Isa) {
+        let Self { size, alpha, a, b, beta, c, parts, mut end } = self;
+        let Size { m, n, k } = size;
+        check(size, &a, &b, &c);
+        assert!(c.col == 1 || n <= 1, "rows of C are not contiguous");
+        assert!(end.as_ref().and_then(|end| end.bias).is_none_or(|bias| bias.len() >= m), "bias");
+        if m == 0 {
+            return;
         }
-    }
-    let tiles = Tiles::of(isa);
-    let panel = VECTORS * tiles.lanes;
-    let widest = (CACHED / (m + k).max(1)).max(2 * panel);
-    let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-    let mut walk = Walk { tiles, size, part: parts.0, alpha, a, b, c, adds: beta != 0.0 };
-    let mut first = 0;
-    while first < n {
-        let width = width.min(n - first);
-        walk.columns(first, width, &mut end);
-        first += width;
+        if beta != 1.0 && (beta != 0.0 || k == 0) {
+            for i in 0..m {
+                let row = &mut c.data[i * c.row..][..n];
+                row.iter_mut().for_each(|y| *y = if beta == 0.0 { 0.0 } else { *y * beta });
+            }
+        }
+        let tiles = Tiles::of(isa.min(Isa::detect()));
+        let panel = VECTORS * tiles.lanes;
+        let widest = (CACHED / (m + k).max(1)).max(2 * panel);
+        let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
+        let mut walk = Walk { tiles, size, part: parts.0, alpha, a, b, c, adds: beta != 0.0 };
+        let mut first = 0;
+        while first < n {
+            let width = width.min(n - first);
+            walk.columns(first, width, &mut end);
+            first += width;
+        }
     }
 }
 
@@ -211,7 +213,7 @@ impl Walk<'_> {
             let c = &mut self.c.data[i * self.c.row + j..];
             debug_assert!((rows - 1) * self.c.row + columns <= c.len());
             debug_assert!((depth - 1) * b_row + columns <= b.len());
-            // SAFETY: the loop was chosen for this processor; `gemm` has checked that the views fit their slices, and
+            // SAFETY: the loop was chosen for this processor; the views fit their slices, as was checked, and
             // the tile lies within their extents or in the copy, which has whole vectors.
             unsafe { run(&Block { c: c.as_mut_ptr(), ..block }, end) };
             return;
@@ -263,7 +265,8 @@ fn finish(row: &mut [f32], bias: Option<f32>, finish: &mut Finish) {
     finish.apply(row);
 }
 
-/// Lends a buffer of this many elements of any content, which its thread keeps for the next time.
+/// Lends a buffer of this many elements of any content, which its thread keeps for the next time. It is one of its own, as
+/// who multiplies may hold that of [`Number::scratch`](super::gemm::Number::scratch).
 fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local!(static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
     let mut buffer = BUFFER.take();
@@ -344,7 +347,8 @@ mod tests {
                 let mut finish = Finish::new(limits);
                 let end = (ends > 0).then_some(Ending { bias, finish: &mut finish });
                 let beta = if adds { 1.0 } else { 0.0 };
-                product_on(isa, size, alpha, a, b, beta, MatMut { data: &mut c, row, col: 1 }, parts, end);
+                let target = MatMut { data: &mut c, row, col: 1 };
+                Product { size, alpha, a, b, beta, c: target, parts, end }.compute(isa);
                 prop_assert!(c.chunks_exact(row).all(|c| c[n..].iter().all(|&x| x == 9.0)), "{isa:?}: beyond C");
                 let found: Vec<f32> = c.chunks_exact(row).flat_map(|c| c[..n].to_vec()).collect();
                 prop_assert_eq!(&found, &want, "{:?}", isa);

@@ -1,6 +1,7 @@
 //! Products of tiles with AMX: one instruction multiplies 16 rows with 16 columns of 16 quads.
 //!
-//! The compiler offers no stable functions for these instructions, so they are written as assembly. The tiles of a thread must be configured before use, and Linux wants to be asked for them.
+//! The compiler offers no stable functions for these instructions, so they are written as assembly. The tiles of a
+//! thread must be configured before use, and Linux wants to be asked for them.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
