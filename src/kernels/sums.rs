@@ -61,7 +61,7 @@ impl Columns {
             return;
         }
         let count = rows.len() / k;
-        let sum = |row: &[u8]| row.iter().map(|b| i32::from(b ^ flip)).sum();
+        let sum = |row: &[u8]| pack::sum(row, |b| i32::from(b ^ flip));
         let sums: Vec<i32> =
             if self.zeros.is_empty() { Vec::new() } else { rows.chunks_exact(k).map(sum).collect() };
         Cell::scratch(count.div_ceil(LANES) * block_len(quads), |cells| {
@@ -147,6 +147,15 @@ mod tests {
     /// The value of a byte that `flip` makes unsigned, without its zero point.
     fn unsigned(b: u8, flip: u8) -> i64 {
         i64::from(b ^ flip)
+    }
+
+    #[test]
+    fn long_sums_wrap() {
+        let k = 8_500_000;
+        let columns = Columns::new(&vec![1; k], (k, 1), (1, 1), 0, &[3]);
+        let mut found = None;
+        columns.multiply(&vec![255; k], 0, &[0], |_, _, sums| found = Some(sums.to_vec()));
+        assert_eq!(found, Some(vec![(-2 * 255 * k as i64) as i32]));
     }
 
     proptest! {

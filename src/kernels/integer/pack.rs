@@ -60,6 +60,11 @@ pub fn block_len(quads: usize) -> usize {
     quads.next_multiple_of(LANES)
 }
 
+/// The sum of bytes, each taken for a number by `value`. It wraps, as products do.
+pub fn sum(bytes: &[u8], value: impl Fn(u8) -> i32) -> i32 {
+    bytes.iter().fold(0, |sum: i32, &b| sum.wrapping_add(value(b)))
+}
+
 /// Matrices of signed rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
@@ -84,8 +89,7 @@ impl Rows {
         for (matrix, out) in data.chunks_exact(k * count).zip(rows.data.chunks_exact_mut(size)) {
             pack_rows(matrix, k, flip, out);
         }
-        let sum = |row: &[u8]| row.iter().map(|b| i32::from((b ^ flip) as i8)).sum::<i32>();
-        rows.sums.extend(data.chunks_exact(k).map(sum));
+        rows.sums.extend(data.chunks_exact(k).map(|row| sum(row, |b| i32::from((b ^ flip) as i8))));
         rows
     }
 
@@ -133,7 +137,9 @@ impl Columns {
         let mut columns = Self { data: vec![Cell::ZERO; blocks * block_len(quads)], quads, sums: vec![0; n] };
         pack_columns(&data[..k * n], n, (0, n), flip, &mut columns.data);
         for line in data.chunks_exact(n.max(1)).take(k) {
-            columns.sums.iter_mut().zip(line).for_each(|(sum, b)| *sum += i32::from((b ^ flip) as i8));
+            columns.sums.iter_mut().zip(line).for_each(|(sum, b)| {
+                *sum = sum.wrapping_add(i32::from((b ^ flip) as i8));
+            });
         }
         columns
     }
@@ -206,7 +212,7 @@ pub fn column_sums(cells: &[Cell]) -> [i32; LANES] {
     let mut sums = [0i32; LANES];
     for cell in cells {
         for (sum, quad) in sums.iter_mut().zip(cell.0.chunks_exact(4)) {
-            *sum += quad.iter().map(|&b| i32::from(b)).sum::<i32>();
+            *sum = quad.iter().fold(*sum, |sum, &b| sum.wrapping_add(i32::from(b)));
         }
     }
     sums

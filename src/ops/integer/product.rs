@@ -12,7 +12,7 @@ use crate::kernels::gemm::Size;
 use crate::kernels::integer::Level;
 use crate::kernels::integer::finish::Affine;
 use crate::kernels::integer::gemm::{Operands, product, subtract_row_sums};
-use crate::kernels::integer::pack::{Cell, Columns, LANES, block_len, pack_rows};
+use crate::kernels::integer::pack::{Cell, Columns, LANES, block_len, pack_rows, sum};
 use crate::ops::gemm::{Batches, Gemm};
 use crate::ops::slots::required;
 
@@ -116,7 +116,7 @@ impl Product {
         let affine = Affine::<false> { offsets: &offsets, scales: &scales };
         let flip = flip(self.a.dtype);
         let sums: Vec<i32> = match zeros.iter().any(|&z| z != 0) {
-            true => a.chunks_exact(k).map(|row| row.iter().map(|b| i32::from(b ^ flip)).sum()).collect(),
+            true => a.chunks_exact(k).map(|row| sum(row, |b| i32::from(b ^ flip))).collect(),
             false => Vec::new(),
         };
         let (level, range) = (Level::detect(), self.y.map(|y| range(&y)));
