@@ -6,7 +6,8 @@
 
 use rayon::prelude::*;
 
-use super::nearest;
+use super::FULL;
+use crate::kernels::simd::{self, Task};
 
 /// The largest sum of two neighbours of one sign: `255 · 128 ≤ 32767`.
 pub const LIMIT: i32 = 128;
@@ -26,16 +27,17 @@ pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut
     };
     let window: usize = if by_column { 1 } else { shape[2..].iter().product::<usize>().max(1) };
     let neighbours = Neighbours::new(depth, window);
-    let row = |r: usize| -> Vec<f32> {
-        match by_column {
-            true => (0..depth).map(|k| real[k * columns + r]).collect(),
-            false => real[r * depth..(r + 1) * depth].to_vec(),
-        }
+    let turned;
+    let real = if by_column {
+        turned = turn(real, columns);
+        &turned
+    } else {
+        real
     };
     let shared = scales.len() == 1;
     let solved: Vec<(Vec<i8>, f32)> = (0..rows)
         .into_par_iter()
-        .map(|r| neighbours.solve(&row(r), scales[if shared { 0 } else { r }], shared))
+        .map(|r| neighbours.solve(&real[r * depth..][..depth], scales[if shared { 0 } else { r }], shared))
         .collect();
     for (r, (quantized, scale)) in solved.into_iter().enumerate() {
         if !shared {
@@ -45,6 +47,23 @@ pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut
             out[if by_column { k * columns + r } else { r * depth + k }] = q;
         }
     }
+}
+
+/// The columns of a matrix one after the other.
+fn turn(matrix: &[f32], columns: usize) -> Vec<f32> {
+    const BLOCK: usize = 16;
+    let rows = matrix.len() / columns.max(1);
+    let mut turned = vec![0.0; matrix.len()];
+    for r in (0..rows).step_by(BLOCK) {
+        for c in (0..columns).step_by(BLOCK) {
+            for c in c..columns.min(c + BLOCK) {
+                for r in r..rows.min(r + BLOCK) {
+                    turned[c * rows + r] = matrix[r * columns + c];
+                }
+            }
+        }
+    }
+    turned
 }
 
 /// How many output channels of a quantized weight have pairs that can saturate, and of how many. Channels lie along the
@@ -143,37 +162,89 @@ impl Neighbours {
     }
 
     fn offends(&self, q: &[i8]) -> bool {
-        self.pairs.iter().any(|&(a, b)| (i32::from(q[a]) + i32::from(q[b])).abs() > LIMIT)
+        self.pairs.iter().any(|&(a, b)| exceeds(q, a, b))
     }
 
-    /// Cuts until no pair offends.
+    /// Cuts every pair that offends.
     fn settle(&self, q: &mut [i8]) {
-        while self.offends(q) {
-            self.pairs.iter().for_each(|&(a, b)| cut(q, a, b));
-        }
+        // Cutting brings other pairs nearer to zero as well: one pass is enough.
+        self.pairs.iter().for_each(|&(a, b)| cut(q, a, b));
     }
 
     /// The integers of a channel and their scale.
     fn solve(&self, real: &[f32], scale: f32, fixed: bool) -> (Vec<i8>, f32) {
-        let round =
-            |scale: f32| -> Vec<i8> { real.iter().map(|&w| nearest(w, scale, super::FULL)).collect() };
-        let first = round(scale);
+        let mut first = vec![0; real.len()];
+        simd::run(Round { real, scale, out: &mut first });
         if self.harmless || !self.offends(&first) {
             return (first, scale);
         }
+        // With a larger scale all integers are nearer to zero, so no other pair comes to offend.
+        let offenders: Vec<_> = self.pairs.iter().filter(|&&(a, b)| exceeds(&first, a, b)).collect();
+        let mut q = vec![0; real.len()];
         let mut best = (f64::INFINITY, first, scale);
         for sixteenths in SIXTEENTHS.take(if fixed { 1 } else { usize::MAX }) {
             let scale = scale * f32::from(sixteenths) / 16.0;
-            let mut q = round(scale);
-            self.settle(&mut q);
-            let error = |(&w, &q): (&f32, &i8)| f64::from(w - f32::from(q) * scale).powi(2);
-            let error: f64 = real.iter().zip(&q).map(error).sum();
+            simd::run(Round { real, scale, out: &mut q });
+            offenders.iter().for_each(|&&(a, b)| cut(&mut q, a, b));
+            let mut error = 0.0;
+            simd::run(Distance { real, scale, q: &q, error: &mut error });
             if error < best.0 {
-                best = (error, q, scale);
+                std::mem::swap(&mut best.1, &mut q);
+                (best.0, best.2) = (error, scale);
             }
         }
         (best.1, best.2)
     }
+}
+
+/// The integers nearest to multiples of the scale.
+struct Round<'a> {
+    real: &'a [f32],
+    scale: f32,
+    out: &'a mut [i8],
+}
+
+impl Task for Round<'_> {
+    #[inline(always)]
+    fn run(self) {
+        /// From here up, f32 has no fraction: adding it rounds, and leaves the integer in the last bits.
+        const WHOLE: f32 = 1.5 * (1u32 << (f32::MANTISSA_DIGITS - 1)) as f32;
+        for (out, &w) in self.out.iter_mut().zip(self.real) {
+            *out = ((w / self.scale).clamp(-FULL as f32, FULL as f32) + WHOLE).to_bits() as i8;
+        }
+    }
+}
+
+/// The sum of the squares of what rounding loses.
+struct Distance<'a> {
+    real: &'a [f32],
+    scale: f32,
+    q: &'a [i8],
+    error: &'a mut f64,
+}
+
+impl Task for Distance<'_> {
+    #[inline(always)]
+    fn run(self) {
+        const LANES: usize = 8;
+        let mut sums = [0.0; LANES];
+        let of = |w: f32, q: i8| {
+            let lost = f64::from(w - f32::from(q) * self.scale);
+            lost * lost
+        };
+        let ((real, real_rest), (q, q_rest)) = (self.real.as_chunks::<LANES>(), self.q.as_chunks::<LANES>());
+        for (real, q) in real.iter().zip(q) {
+            for lane in 0..LANES {
+                sums[lane] += of(real[lane], q[lane]);
+            }
+        }
+        let rest: f64 = real_rest.iter().zip(q_rest).map(|(&w, &q)| of(w, q)).sum();
+        *self.error = sums.iter().sum::<f64>() + rest;
+    }
+}
+
+fn exceeds(q: &[i8], a: usize, b: usize) -> bool {
+    (i32::from(q[a]) + i32::from(q[b])).abs() > LIMIT
 }
 
 /// Takes half of the excess of two neighbours from each.
