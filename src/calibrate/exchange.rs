@@ -77,7 +77,7 @@ impl Ranges {
         for &value in values {
             if let Some(range) = self.0.get(graph.name(value)) {
                 let mut observer = Observer::default();
-                observer.observe(&[range.lo, range.hi], None, 0);
+                observer.observe(&[range.lo, range.hi], None, 0, usize::MAX);
                 seen.put(value, observer);
             }
         }

@@ -18,7 +18,7 @@
 //! alone. Counts are integers, so merging is exact, associative and commutative, and the thread count cannot show.
 //!
 //! Of a large tensor [`Histogram::sample`] counts blocks of neighbours that lie evenly apart, each for those that it
-//! stands for, starting elsewhere in each turn; the extremes are those of all elements. Counting everything would cost
+//! stands for, starting elsewhere in each turn; the extremes are those of all elements, and are counted in any case. Counting everything would cost
 //! more than computing it, and say no more than the samples themselves do.
 //!
 //! Zeros, which every quantizer represents exactly, are counted apart. So are NaN, infinities and magnitudes from
@@ -44,8 +44,6 @@ const LEAST_EXPONENT: i32 = -100;
 const CHUNK: usize = 1024;
 /// Neighbours that are counted together when not all are.
 const BLOCK: usize = 64;
-/// Elements of a tensor of which more are not counted.
-const MANY: usize = 1 << 15;
 const LANES: usize = finish::LANES;
 
 /// Distribution of the f32 values of one tensor. See the module documentation for the bins.
@@ -118,10 +116,10 @@ impl Histogram {
         (greatest > f32::NEG_INFINITY).then_some(greatest)
     }
 
-    /// Counts values of which all are known to be plain, with these extremes: about 32,768 of them if
-    /// there are more. Which, depends on `turn`.
-    pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize) {
-        let step = values.len().div_ceil(MANY).max(1);
+    /// Counts values of which all are known to be plain, with these extremes: about `most` of them if there are more.
+    /// Which, depends on `turn`.
+    pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize, most: usize) {
+        let step = values.len().div_ceil(most.max(1)).max(1);
         if step == 1 {
             values.chunks(CHUNK).for_each(|chunk| self.count_plain(chunk, extent, 1));
         } else {
@@ -135,6 +133,7 @@ impl Histogram {
                 }
                 self.count_plain(&some[..count], extent, step as u64);
             }
+            self.count_plain(&[extent.min, extent.max], extent, 1);
         }
         self.gather_zeros();
     }
@@ -199,12 +198,13 @@ impl Histogram {
             self.bins.get(LANES..).unwrap_or_default().split_at_checked(SIDE).unwrap_or_default();
         let (min, max) = (f64::from(self.min), f64::from(self.max));
         let cell = move |lo: f64, hi: f64, count| Cell { lo: lo.max(min), hi: hi.min(max), count };
-        let left = negative.iter().enumerate().rev();
+        let occupied = |(_, count): &(usize, &u64)| **count > 0;
+        let left = negative.iter().enumerate().rev().filter(occupied);
         let left = left.map(move |(i, &count)| cell(-self.edge(i + 1), -self.edge(i), count));
-        let right = positive.iter().enumerate();
+        let right = positive.iter().enumerate().filter(occupied);
         let right = right.map(move |(i, &count)| cell(self.edge(i), self.edge(i + 1), count));
         let zero = Cell { lo: 0.0, hi: 0.0, count: self.zeros };
-        left.chain([zero]).chain(right).filter(|cell| cell.count > 0)
+        left.chain((self.zeros > 0).then_some(zero)).chain(right)
     }
 
     /// Lower end of the magnitudes in bin `i`; `2^k` for `SIDE`.

@@ -18,11 +18,12 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Takes in one more tensor, whatever its shape, of this sample. Its extent is found if it is not given.
-    pub fn observe(&mut self, values: &[f32], extent: Option<Extent>, sample: usize) {
+    /// Takes in one more tensor, whatever its shape, of this sample. Its extent is found if it is not given. Of a larger
+    /// tensor about `most` elements are counted.
+    pub fn observe(&mut self, values: &[f32], extent: Option<Extent>, sample: usize, most: usize) {
         let extent = extent.unwrap_or_else(|| finish::extent(values));
         let greatest = if extent.plain && !values.is_empty() {
-            self.histogram.sample(values, extent, sample);
+            self.histogram.sample(values, extent, sample, most);
             Some(extent.max)
         } else {
             self.histogram.record(values)
@@ -57,7 +58,7 @@ impl<K: Ord + Copy> Observers<K> {
     /// Shows a tensor of a sample to the observer of `key`; ignored if nobody watches.
     pub fn observe(&mut self, key: K, values: &[f32], sample: usize) {
         if let Some(observer) = self.0.get_mut(&key) {
-            observer.observe(values, None, sample);
+            observer.observe(values, None, sample, usize::MAX);
         }
     }
 
@@ -86,7 +87,7 @@ mod tests {
         let samples = [3.0f32, 9.0, 1.0, 5.0];
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
             let mut observer = Observer::default();
-            order.into_iter().for_each(|i| observer.observe(&[samples[i], f32::NAN, 2e30], None, i));
+            order.into_iter().for_each(|i| observer.observe(&[samples[i], f32::NAN, 2e30], None, i, 9));
             assert_eq!(observer.highest, Some((9.0, 1)));
         }
     }
@@ -105,7 +106,7 @@ mod tests {
         let tensors: Vec<Vec<f32>> = (0..40).map(numbers).collect();
         let run = |samples: std::ops::Range<usize>| {
             let mut observer = Observer::default();
-            samples.for_each(|i| observer.observe(&tensors[i], None, i));
+            samples.for_each(|i| observer.observe(&tensors[i], None, i, 9));
             observer
         };
         let mut merged = run(13..40);

@@ -11,6 +11,11 @@ use crate::error::{Error, Fault};
 use crate::interpret::{Program, Watch};
 use crate::ir::{Array, Extent, ValueId};
 
+/// Elements of a value that are counted over all samples, about: enough to see one in a hundred thousand.
+const COUNTED: usize = 1 << 20;
+/// Least and most elements of one tensor that are counted.
+const COUNTED_OF_EACH: (usize, usize) = (1 << 12, 1 << 16);
+
 /// Told after each sample; called from several threads.
 pub type Progress<'a> = &'a (dyn Fn() + Sync);
 
@@ -25,6 +30,8 @@ pub struct Calibration {
 /// Shows values of one thread's samples to the table of all.
 struct Recorder<'a> {
     table: &'a BTreeMap<ValueId, Mutex<Observer>>,
+    /// How many elements of a tensor are counted.
+    most: usize,
     sample: usize,
     failed: bool,
 }
@@ -38,7 +45,7 @@ impl Watch for Recorder<'_> {
         let (Array::F32(values), Some(shared)) = (value, self.table.get(&id)) else { return };
         let Some(values) = values.as_slice() else { return };
         match shared.lock() {
-            Ok(mut shared) => shared.observe(values, extent, self.sample),
+            Ok(mut shared) => shared.observe(values, extent, self.sample, self.most),
             Err(_) => self.failed = true,
         }
     }
@@ -66,10 +73,12 @@ pub fn calibrate_on(
     // One table for all threads: tables are large, and adding to one of a value takes little of the time of a run.
     let table: BTreeMap<ValueId, Mutex<Observer>> =
         watched.iter().map(|&id| (id, Mutex::default())).collect();
+    // All machines that share the samples count alike.
+    let most = (COUNTED / samples.len().max(1)).clamp(COUNTED_OF_EACH.0, COUNTED_OF_EACH.1);
     let lost = || Fault::new("a thread failed").at("calibration");
     let share = indices.len().div_ceil(rayon::current_num_threads().max(1)).max(1);
     let problems = indices.par_chunks(share).map(|chunk| {
-        let mut recorder = Recorder { table: &table, sample: 0, failed: false };
+        let mut recorder = Recorder { table: &table, most, sample: 0, failed: false };
         let mut problem = None;
         for &index in chunk {
             let inputs = samples.load(index)?;

@@ -99,7 +99,7 @@ mod tests {
     fn what_lies_beyond_and_at_the_ends_is_counted() {
         let mut observer = Observer::default();
         // 0 stands for itself, 255 for 2.55: one element of ten is beyond that, one rounds to it.
-        observer.observe(&[0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.549, 4.0], None, 0);
+        observer.observe(&[0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.549, 4.0], None, 0, usize::MAX);
         let plan = plan::Activation {
             params: QuantParams { scale: 0.01, zero_point: 0, dtype: DType::U8 },
             why: "minmax".into(),

@@ -76,7 +76,7 @@ fn main() {
     let (mut seen, extent, mut turn) = (Histogram::new(), finish::extent(&values), 0);
     kernels.push(elements("histogram, as calibration counts", move || {
         turn += 1;
-        seen.sample(black_box(&values), extent, turn);
+        seen.sample(black_box(&values), extent, turn, 1 << 14);
     }));
     report(&mut kernels);
 }
