@@ -210,7 +210,10 @@ impl Program {
                 step.shown.iter().try_for_each(&mut show).map_err(|fault| fault.at(&step.place))?;
             }
             for &slot in &step.last_reads {
-                holding.give(values[slot].take().as_ref().map_or(0, room::bytes_of));
+                if let Some(value) = values[slot].take() {
+                    holding.give(room::bytes_of(&value));
+                    room::reuse(value);
+                }
             }
         }
         Ok(problem)

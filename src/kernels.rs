@@ -2,11 +2,14 @@
 
 pub mod attention;
 pub mod broadcast;
+pub mod buffer;
 pub mod conv;
+pub mod depthwise;
 pub mod finish;
 pub mod fourier;
 pub mod gemm;
 pub mod integer;
+mod lanes;
 pub mod math;
 pub mod normalize;
 pub mod number;

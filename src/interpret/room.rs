@@ -3,6 +3,7 @@
 use crate::budget;
 use crate::error::Fault;
 use crate::ir::{Array, DType, Datum, Fact, Op, Tensor, TensorType};
+use crate::kernels::buffer;
 
 /// Inputs of so many elements may be a shape, a number of repeats or bounds.
 const SHAPE: usize = 64;
@@ -46,6 +47,15 @@ pub fn needed(op: &dyn Op, inputs: &[Option<&Array>]) -> u64 {
 pub fn check(op: &dyn Op, inputs: &[Option<Array>], size: Option<u64>) -> Result<(), Fault> {
     let inputs = || inputs.iter().map(Option::as_ref).collect::<Vec<_>>();
     budget::fits(size.unwrap_or_else(|| needed(op, &inputs())), budget::room())
+}
+
+/// Keeps the elements of a value that nobody reads any more as room for the next result.
+pub fn reuse(value: Datum) {
+    if let Datum::Tensor(Array::F32(array)) = value
+        && let Ok(array) = array.try_into_owned_nocopy()
+    {
+        buffer::give(array.into_raw_vec_and_offset().0);
+    }
 }
 
 /// Computes what there is room for. `size` is what the results will have, if that is known.

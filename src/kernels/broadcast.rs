@@ -117,33 +117,42 @@ pub fn zip<A: Clone, B: Clone, C>(
 ) -> Result<(Vec<usize>, Vec<C>), Fault> {
     let walk = Walk::new([a_shape, b_shape])?;
     let mut out = Vec::with_capacity(walk.shape.iter().product());
-    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let (mut left, mut right) = (Operand::new(a), Operand::new(b));
     walk.rows(|[i, j]| {
         for start in (0..walk.row).step_by(BLOCK) {
             let count = BLOCK.min(walk.row - start);
-            let x = operand(a, i, walk.steps[0].then_some(start), count, &mut left);
-            let y = operand(b, j, walk.steps[1].then_some(start), count, &mut right);
+            let x = left.block(i, walk.steps[0].then_some(start), count);
+            let y = right.block(j, walk.steps[1].then_some(start), count);
             out.extend(x.iter().zip(y).map(|(x, y)| f(x, y)));
         }
     });
     Ok((walk.shape, out))
 }
 
-/// Elements of an operand whose row begins at `at`: from `start` on, or the same one again and again, for which there is
-/// a buffer.
-fn operand<'a, T: Clone>(
+/// An operand, and its last element that was repeated: where it lies, and copies of it.
+struct Operand<'a, T> {
     all: &'a [T],
-    at: usize,
-    start: Option<usize>,
-    count: usize,
-    buffer: &'a mut Vec<T>,
-) -> &'a [T] {
-    if let Some(start) = start {
-        return &all[at + start..][..count];
+    repeated: Option<usize>,
+    copies: Vec<T>,
+}
+
+impl<'a, T: Clone> Operand<'a, T> {
+    fn new(all: &'a [T]) -> Self {
+        Self { all, repeated: None, copies: Vec::new() }
     }
-    buffer.clear();
-    buffer.resize(count, all[at].clone());
-    buffer
+
+    /// Elements of a row that begins at `at`: from `start` on, or the same one again and again.
+    fn block(&mut self, at: usize, start: Option<usize>, count: usize) -> &[T] {
+        if let Some(start) = start {
+            return &self.all[at + start..][..count];
+        }
+        if self.repeated != Some(at) || self.copies.len() < count {
+            self.copies.clear();
+            self.copies.resize(count, self.all[at].clone());
+            self.repeated = Some(at);
+        }
+        &self.copies[..count]
+    }
 }
 
 /// Elements of `a` where `mask` holds, else of `b`, with the broadcast shape.

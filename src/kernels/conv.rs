@@ -2,14 +2,16 @@
 //!
 //! Three ways lead to the same sums:
 //! * a 1×1 kernel with stride 1 is a matrix product of the weight with the input as it lies;
-//! * one input channel per group (depthwise) is a weighted sum of shifted planes, see [`Phases`];
+//! * one input channel per group (depthwise) is a weighted sum of shifted planes, see [`Depthwise`] and [`Phases`];
 //! * everything else gathers the taps of some windows as columns of a matrix (`im2col`) and multiplies, tile by tile,
 //!   so that the gathered matrix stays small.
 
 pub mod gradient;
 
+use super::depthwise::Depthwise;
 use super::finish::Finish;
 use super::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
+use super::simd::Isa;
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
 use crate::ir::Limits;
@@ -71,13 +73,14 @@ pub fn conv_finished<T: Number>(
     let depth = input * volume(axes, |a| a.kernel);
     assert_eq!(x.len(), batch * groups * input * plane_in, "x");
     assert_eq!(w.len(), groups * output * depth, "w");
-    let mut y = vec![T::default(); batch * groups * output * plane_out];
+    let mut y = T::result(batch * groups * output * plane_out);
     if y.is_empty() {
         return Ok(y);
     }
     let direct = axes.iter().all(|a| a.kernel == 1 && a.stride == 1 && a.begin == 0 && a.output == a.input);
     let few = input == 1 && !direct && (groups > 1 || output < 4);
-    let phases = if few { Some(Phases::new(axes)?) } else { None };
+    let own = T::PLANE.filter(|_| few).and_then(|run| Some((run, Depthwise::new(axes)?)));
+    let phases = if few && own.is_none() { Some(Phases::new(axes)?) } else { None };
     let mut taps: Vec<(usize, T)> =
         phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
     for (index, y) in y.chunks_exact_mut(output * plane_out).enumerate() {
@@ -85,14 +88,20 @@ pub fn conv_finished<T: Number>(
         let x = &x[index * input * plane_in..][..input * plane_in];
         let w = &w[group * output * depth..][..output * depth];
         let bias = bias.map(|bias| &bias[group * output..][..output]);
-        match &phases {
-            Some(phases) => depthwise(phases, &mut taps, x, (w, bias), y, finish),
-            None if direct => {
+        match (&own, &phases) {
+            (Some((run, windows)), _) => {
+                for (channel, (w, y)) in w.chunks_exact(depth).zip(y.chunks_exact_mut(plane_out)).enumerate()
+                {
+                    run(windows, Isa::detect(), x, (w, bias.map(|bias| bias[channel])), y, finish);
+                }
+            }
+            (None, Some(phases)) => depthwise(phases, &mut taps, x, (w, bias), y, finish),
+            (None, None) if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
                 let (w, x) = (Mat::rows(w, input), Mat::rows(x, plane_in));
                 contract(size, w, x, MatMut::rows(y, plane_out), Parts::of(plane_out, input), bias, finish);
             }
-            None => gathered(axes, input, x, (w, bias), y, finish),
+            (None, None) => gathered(axes, input, x, (w, bias), y, finish),
         }
     }
     Ok(y)

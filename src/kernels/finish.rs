@@ -1,5 +1,6 @@
 //! What is done to sums before they leave the cache: limiting them, and noticing their extremes.
 
+use super::lanes::Vector;
 use super::simd::{self, Task};
 use crate::ir::{Extent, HUGE, Limits};
 
@@ -12,9 +13,9 @@ pub struct Finish {
     /// The interval they are limited to.
     pub limits: Limits,
     /// Least and greatest of each lane.
-    pub(super) extremes: [[f32; LANES]; 2],
+    extremes: [[f32; LANES]; 2],
     /// A sum of all elements times zero: zero, or not a number if one of them is not finite.
-    pub(super) zeros: [f32; LANES],
+    zeros: [f32; LANES],
 }
 
 impl Finish {
@@ -93,7 +94,72 @@ impl Task for See<'_> {
     }
 }
 
-/// A copy of what was seen, which stays in registers during a loop.
+/// A copy of the limits and of what was seen, which stays in vector registers during a loop.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<V> {
+    low: V,
+    high: V,
+    min: V,
+    max: V,
+    zeros: V,
+}
+
+impl<V: Vector> Seen<V> {
+    /// A multiple of the lanes of every vector: the first lanes serve all.
+    const FITS: () = assert!(LANES.is_multiple_of(V::LANES));
+
+    /// # Safety
+    /// The processor must have the instructions, as for all functions of vectors.
+    #[inline(always)]
+    pub unsafe fn of(finish: &Finish) -> Self {
+        let () = Self::FITS;
+        let [min, max] = &finish.extremes;
+        // SAFETY: the arrays have at least as many elements as the vectors.
+        unsafe {
+            Self {
+                low: V::splat(finish.limits.low),
+                high: V::splat(finish.limits.high),
+                min: V::load(min.as_ptr()),
+                max: V::load(max.as_ptr()),
+                zeros: V::load(finish.zeros.as_ptr()),
+            }
+        }
+    }
+
+    /// Limits these elements, and takes note of those in the mask. What is not a number stays what it is.
+    ///
+    /// # Safety
+    /// See [`of`](Self::of).
+    #[inline(always)]
+    pub unsafe fn limit(&mut self, values: V, mask: Option<V::Mask>) -> V {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            let values = self.high.min(self.low.max(values));
+            let (min, max) = (values.min(self.min), values.max(self.max));
+            (self.min, self.max) = match mask {
+                Some(mask) => (min.select(mask, self.min), max.select(mask, self.max)),
+                None => (min, max),
+            };
+            self.zeros = self.zeros.fma(values, V::splat(0.0));
+            values
+        }
+    }
+
+    /// # Safety
+    /// See [`of`](Self::of).
+    #[inline(always)]
+    pub unsafe fn store(self, finish: &mut Finish) {
+        let [min, max] = &mut finish.extremes;
+        // SAFETY: the arrays have at least as many elements as the vectors.
+        unsafe {
+            self.min.store(min.as_mut_ptr());
+            self.max.store(max.as_mut_ptr());
+            self.zeros.store(finish.zeros.as_mut_ptr());
+        }
+    }
+}
+
+/// The same for loops that the compiler makes vectors of.
 struct Lanes {
     min: [f32; LANES],
     max: [f32; LANES],

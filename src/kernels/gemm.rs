@@ -5,9 +5,11 @@
 use std::cell::Cell;
 use std::ops::{Add, Mul};
 
+use super::buffer;
+use super::depthwise::Depthwise;
 use super::finish::Finish;
 pub use super::product::Parts;
-use super::product::{Ending, Product};
+use super::product::{Ending, Product, Start};
 use super::simd::Isa;
 
 /// A number that contractions add and multiply.
@@ -23,6 +25,9 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
 
     /// `self + a·b`; of `f32` rounded once.
     fn plus_product(self, a: Self, b: Self) -> Self;
+
+    /// A result of this many elements of any content, see [`buffer`].
+    fn result(len: usize) -> Vec<Self>;
 
     /// Lends a buffer of this many elements of any content, which its thread keeps for the next time.
     fn scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
@@ -43,10 +48,16 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
 
     /// Limits elements and notes their extremes; only for `f32`, others stay as they are.
     fn finish(values: &mut [Self], finish: &mut Finish);
+
+    /// The loop over vectors for a plane of a depthwise convolution, if there is one.
+    const PLANE: Option<PlaneLoop<Self>>;
 }
 
+/// [`Depthwise::compute`] for elements of this type.
+pub type PlaneLoop<T> = fn(&Depthwise, Isa, &[T], (&[T], Option<T>), &mut [T], &mut Finish);
+
 macro_rules! number {
-    ($($t:ty, $one:literal, $plus:expr, $times:expr, $multiply:ident, $contract:ident, $finish:expr, $fused:expr;)*) => { $(impl Number for $t {
+    ($($t:ty, $one:literal, $plus:expr, $times:expr, $multiply:ident, $contract:ident, $finish:expr, $plane:expr, $result:expr, $fused:expr;)*) => { $(impl Number for $t {
         const ONE: Self = $one;
 
         #[inline(always)]
@@ -79,6 +90,12 @@ macro_rules! number {
             $finish(values, finish);
         }
 
+        const PLANE: Option<PlaneLoop<Self>> = $plane;
+
+        fn result(len: usize) -> Vec<Self> {
+            $result(len)
+        }
+
         fn scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
             thread_local!(static BUFFER: Cell<Vec<$t>> = const { Cell::new(Vec::new()) });
             let mut buffer = BUFFER.take();
@@ -93,16 +110,20 @@ macro_rules! number {
 }
 
 number! {
-    f32, 1.0, Add::add, Mul::mul, blocked, finished, |values, finish: &mut Finish| finish.apply(values), |sum, a: f32, b| a.mul_add(b, sum);
-    f64, 1.0, Add::add, Mul::mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, biased, |_, _| (), |sum: Self, a: Self, b| sum.plus(a.times(b));
+    f32, 1.0, Add::add, Mul::mul, blocked, finished, |values, finish: &mut Finish| finish.apply(values), Some(Depthwise::compute), buffer::take, |sum, a: f32, b| a.mul_add(b, sum);
+    f64, 1.0, Add::add, Mul::mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+}
+
+fn zeros<T: Default + Clone>(len: usize) -> Vec<T> {
+    vec![T::default(); len]
 }
 
 /// Extents of a product: `A` is `m`×`k`, `B` is `k`×`n`, `C` is `m`×`n`.
@@ -264,7 +285,7 @@ fn finished(
     finish: &mut Finish,
 ) {
     let end = Some(Ending { bias, finish });
-    Product { size, alpha: 1.0, a, b, beta: 0.0, c, parts, end }.compute(Isa::detect());
+    Product { size, alpha: 1.0, a, b, start: Start::Nothing, c, parts, end }.compute(Isa::detect());
 }
 
 /// The `f32` product. Where columns of the result are contiguous and not rows, it is `Cᵀ = Bᵀ·Aᵀ`.
@@ -280,7 +301,8 @@ fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMu
     } else {
         return plain(size, alpha, a, b, beta, c);
     };
-    Product { size, alpha, a, b, beta, c, parts: Parts::CONSTANT, end: None }.compute(Isa::detect());
+    let start = if beta == 0.0 { Start::Nothing } else { Start::Old(beta) };
+    Product { size, alpha, a, b, start, c, parts: Parts::CONSTANT, end: None }.compute(Isa::detect());
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The `f32` product `C ← β·C + α·A·B`, block by block, on the register tiles of [`tile`](super::tile).
+//! The `f32` product `C ← O + α·A·B`, block by block, on the register tiles of [`tile`](super::tile).
 //!
 //! Nothing is laid out anew as long as rows of `B` and `C` are contiguous: `A` is read one element at a time, `B` and
 //! `C` a few vectors at a time. Each sum is made of [`Parts`]; a part takes its products in order with fused
@@ -9,7 +9,7 @@ use std::cell::Cell;
 use super::finish::Finish;
 use super::gemm::{Mat, MatMut, Size, check};
 use super::simd::Isa;
-use super::tile::{Block, End, ROWS, Tiles, VECTORS};
+use super::tile::{Block, End, Tiles, VECTORS};
 
 /// Products of a part of a sum. Both kinds are what ONNX Runtime does on one thread without optimizations, so that sums
 /// have its bits.
@@ -36,10 +36,12 @@ impl Parts {
 const CACHED: usize = 1 << 17;
 /// Rows at a multiple of this distance share the places of the nearest cache.
 const ALIAS: usize = 512;
+/// Rows at this distance lie on pages of their own, of which a processor keeps few at hand.
+const FAR: usize = 512;
+/// Up to so many products, a sum takes little time, and it is best to write results in their order.
+const SHALLOW: usize = 64;
 /// From so many rows of `A` on, `B` is read often enough for a copy of it to pay.
-const MANY_ROWS: usize = 64;
-/// The widest tile.
-const WIDEST: usize = VECTORS * 16;
+const MANY_ROWS: usize = 128;
 
 /// What is done to a result before it leaves the cache.
 #[derive(Debug)]
@@ -48,6 +50,17 @@ pub struct Ending<'a> {
     pub bias: Option<&'a [f32]>,
     /// Limits and extremes.
     pub finish: &'a mut Finish,
+}
+
+/// What products are added to.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// Nothing: the old content of `C` is not read.
+    Nothing,
+    /// The old content of `C` times a factor.
+    Old(f32),
+    /// One row, which is added to every row.
+    Row(&'a [f32]),
 }
 
 /// What is multiplied, and where the result goes.
@@ -61,8 +74,8 @@ pub struct Product<'a> {
     pub a: Mat<'a, f32>,
     /// The right matrix.
     pub b: Mat<'a, f32>,
-    /// Factor of the old content of `C`, which is not read if it is 0.
-    pub beta: f32,
+    /// What the product is added to.
+    pub start: Start<'a>,
     /// The result, whose rows are contiguous.
     pub c: MatMut<'a, f32>,
     /// The parts of its sums.
@@ -75,27 +88,44 @@ impl Product<'_> {
     /// Computes it with these vectors, or narrower ones if the processor lacks them.
     ///
     /// # Panics
-    /// If a view does not fit its slice, rows of `C` are not contiguous, or the bias is too short.
+    /// If a view does not fit its slice, rows of `C` are not contiguous, or a bias is too short.
     pub fn compute(self, isa: Isa) {
-        let Self { size, alpha, a, b, beta, c, parts, mut end } = self;
+        let Self { size, alpha, a, b, start, c, parts, mut end } = self;
         let Size { m, n, k } = size;
         check(size, &a, &b, &c);
         assert!(c.col == 1 || n <= 1, "rows of C are not contiguous");
         assert!(end.as_ref().and_then(|end| end.bias).is_none_or(|bias| bias.len() >= m), "bias");
+        assert!(!matches!(start, Start::Row(row) if row.len() < n), "row");
         if m == 0 {
             return;
         }
-        if beta != 1.0 && (beta != 0.0 || k == 0) {
-            for i in 0..m {
-                let row = &mut c.data[i * c.row..][..n];
-                row.iter_mut().for_each(|y| *y = if beta == 0.0 { 0.0 } else { *y * beta });
+        if m == 1 && n > 1 && b.row == 1 && b.col != 1 && end.as_ref().is_none_or(|end| end.bias.is_none()) {
+            // The transpose reads columns of B where they lie.
+            let start = match start {
+                Start::Row(row) => {
+                    c.data[..n].copy_from_slice(&row[..n]);
+                    Start::Old(1.0)
+                }
+                other => other,
+            };
+            let (a, b) = (Mat { row: b.col, ..b }, Mat { row: a.col, col: 1, ..a });
+            let (size, a, c) = (Size { m: n, n: 1, k }, Mat { col: 1, ..a }, MatMut { row: 1, ..c });
+            return Product { size, alpha, a, b, start, c, parts, end }.compute(isa);
+        }
+        for i in 0..m {
+            let row = &mut c.data[i * c.row..][..n];
+            match start {
+                Start::Old(factor) if factor != 1.0 => row.iter_mut().for_each(|y| *y *= factor),
+                Start::Row(start) if k == 0 => row.copy_from_slice(&start[..n]),
+                Start::Nothing if k == 0 => row.fill(0.0),
+                _ => break,
             }
         }
         let tiles = Tiles::of(isa.min(Isa::detect()));
         let panel = VECTORS * tiles.lanes;
         let widest = (CACHED / (m + k).max(1)).max(2 * panel);
         let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-        let mut walk = Walk { tiles, size, part: parts.0, alpha, a, b, c, adds: beta != 0.0 };
+        let mut walk = Walk { tiles, size, part: parts.0, alpha, a, b, c, start };
         let mut first = 0;
         while first < n {
             let width = width.min(n - first);
@@ -114,89 +144,108 @@ struct Walk<'a> {
     a: Mat<'a, f32>,
     b: Mat<'a, f32>,
     c: MatMut<'a, f32>,
-    adds: bool,
+    start: Start<'a>,
 }
 
 impl Walk<'_> {
     /// Computes the columns `first..first + width`.
     fn columns(&mut self, first: usize, width: usize, end: &mut Option<Ending>) {
         let Size { m, k, .. } = self.size;
-        let lanes = self.tiles.lanes;
-        // Columns that make whole vectors are read where they lie, if rows of B are contiguous and do not fall on the
-        // same few places of the nearest cache.
-        let spread = !self.b.row.is_multiple_of(ALIAS) || m < MANY_ROWS;
-        let lie = if self.b.col == 1 && spread { width - width % lanes } else { 0 };
-        let copied = (width - lie).next_multiple_of(lanes);
-        scratch(k * copied, |copy| {
-            self.copy(first + lie, width - lie, copied, copy);
-            if k == 0 {
-                (0..m).for_each(|i| self.end_row(i, first, width, end));
+        let Mat { data, row, col } = self.b;
+        if k == 0 {
+            (0..m).for_each(|i| self.end_row(i, first, width, end));
+        }
+        // Rows of B that are contiguous are read where they lie, unless they are far apart and read often.
+        let lies = col == 1 && (k <= SHALLOW || row < FAR && !row.is_multiple_of(ALIAS) || m < MANY_ROWS);
+        for part in (0..k).step_by(self.part) {
+            let place = Place { part, depth: self.part.min(k - part), first, width };
+            if lies {
+                self.tiles(place, Right { data: &data[part * row + first..], row, panel: self.panel() }, end);
+                continue;
             }
-            for part in (0..k).step_by(self.part) {
-                let depth = self.part.min(k - part);
-                let last = part + depth == k;
-                for i in (0..m).step_by(self.rows()) {
-                    let rows = self.rows().min(m - i);
-                    let bias = end.as_ref().and_then(|end| end.bias);
-                    let bias: Option<[f32; ROWS]> =
-                        bias.map(|b| std::array::from_fn(|r| if r < rows { b[i + r] } else { 0.0 }));
-                    for at in (0..width).step_by(VECTORS * lanes) {
-                        let wide = (VECTORS * lanes).min(width - at);
-                        let whole = if at < lie { wide.min(lie - at) } else { wide };
-                        let at_b = if at < lie {
-                            (&self.b.data[part * self.b.row + first + at..], self.b.row)
-                        } else {
-                            (&copy[part * copied + at - lie..], copied)
-                        };
-                        let place = Place { part, depth, i, rows, j: first + at };
-                        self.tile(place, whole, at_b, ending(end, bias.as_ref(), last));
-                        if whole < wide {
-                            // The last vector, of which some columns do not exist.
-                            let place = Place { j: place.j + whole, ..place };
-                            let at_b = (&copy[part * copied..], copied);
-                            self.tile(place, wide - whole, at_b, ending(end, bias.as_ref(), last));
-                        }
-                    }
+            let room = place.depth * width.next_multiple_of(self.panel());
+            scratch(room, |copy| {
+                self.copy(place, copy);
+                let b = Right { data: copy, row: self.panel(), panel: place.depth * self.panel() };
+                self.tiles(place, b, end);
+            });
+        }
+    }
+
+    /// Columns of the widest tile.
+    fn panel(&self) -> usize {
+        VECTORS * self.tiles.lanes
+    }
+
+    /// The tiles of some columns.
+    fn tiles(&mut self, place: Place, b: Right, end: &mut Option<Ending>) {
+        let (m, most) = (self.size.m, self.tiles.loops.len());
+        let panels = place.width.div_ceil(self.panel());
+        let mut tile = |i: usize, panel: usize| {
+            let rows = most.min(m - i);
+            let end = end.as_mut().filter(|_| place.part + place.depth == self.size.k);
+            let end = end.map(|end| End { bias: end.bias.map(|b| &b[i..i + rows]), finish: end.finish });
+            self.tile(place, (i, rows), panel, b, end);
+        };
+        // What is read again and again, or written, is to lie together.
+        if place.depth <= SHALLOW {
+            (0..m).step_by(most).for_each(|i| (0..panels).for_each(|panel| tile(i, panel)));
+        } else {
+            (0..panels).for_each(|panel| (0..m).step_by(most).for_each(|i| tile(i, panel)));
+        }
+    }
+
+    /// Copies columns of a part of `B` panel by panel.
+    fn copy(&self, Place { part, depth, first, width }: Place, copy: &mut [f32]) {
+        let Mat { data, row, col } = self.b;
+        let panel = self.panel();
+        let panels = copy.chunks_exact_mut(depth * panel).enumerate();
+        let panels = panels.map(|(i, copy)| (first + i * panel, panel.min(width - i * panel), copy));
+        if col == 1 {
+            let mut panels: Vec<_> = panels.collect();
+            for k in 0..depth {
+                let line = &data[(part + k) * row..];
+                for (j, columns, copy) in &mut panels {
+                    copy[k * panel..][..*columns].copy_from_slice(&line[*j..][..*columns]);
                 }
             }
-        });
-    }
-
-    fn rows(&self) -> usize {
-        self.tiles.loops.len()
-    }
-
-    /// Copies columns of `B` into rows of `stride`; what lies behind them may be anything.
-    fn copy(&self, first: usize, width: usize, stride: usize, copy: &mut [f32]) {
-        if width == 0 || self.size.k == 0 {
             return;
         }
-        let Mat { data, row, col } = self.b;
-        if col == 1 {
-            for (k, line) in copy.chunks_exact_mut(stride).enumerate() {
-                line[..width].copy_from_slice(&data[k * row + first..][..width]);
+        for (j, columns, copy) in panels {
+            if row == 1 {
+                for c in 0..columns {
+                    let column = &data[(j + c) * col + part..][..depth];
+                    copy[c..].iter_mut().step_by(panel).zip(column).for_each(|(to, from)| *to = *from);
+                }
+                continue;
             }
-        } else if row == 1 {
-            // Columns of B are contiguous: a few at a time, so that lines of the copy are filled while they are at hand.
-            for j in 0..width {
-                let column = &data[(first + j) * col..][..self.size.k];
-                copy[j..].iter_mut().step_by(stride).zip(column).for_each(|(to, from)| *to = *from);
-            }
-        } else {
-            for (k, line) in copy.chunks_exact_mut(stride).enumerate() {
-                let source = data[k * row + first * col..].iter().step_by(col.max(1));
-                line[..width].iter_mut().zip(source).for_each(|(to, from)| *to = *from);
+            for (k, line) in copy.chunks_exact_mut(panel).enumerate() {
+                let source = data[(part + k) * row + j * col..].iter().step_by(col.max(1));
+                line[..columns].iter_mut().zip(source).for_each(|(to, from)| *to = *from);
             }
         }
     }
 
-    /// One tile of `columns` columns, where `B` is given as its first element and the distance of its rows.
-    fn tile(&mut self, place: Place, columns: usize, (b, b_row): (&[f32], usize), end: Option<End>) {
+    /// One tile of `rows` rows from `i` on.
+    fn tile(&mut self, place: Place, (i, rows): (usize, usize), panel: usize, b: Right, end: Option<End>) {
         let lanes = self.tiles.lanes;
-        let Place { part, depth, i, rows, j } = place;
-        let run = self.tiles.loops[rows - 1][columns.div_ceil(lanes) - 1];
+        let Place { part, depth, first, width } = place;
+        let at = panel * self.panel();
+        let (j, columns) = (first + at, self.panel().min(width - at));
+        let (b, b_row) = (&b.data[panel * b.panel..], b.row);
+        let vectors = columns.div_ceil(lanes);
+        let last = columns - (vectors - 1) * lanes;
+        let run = self.tiles.loops[rows - 1][vectors - 1][usize::from(last < lanes)];
         let a = &self.a.data[i * self.a.row + part * self.a.col..];
-        let adds = self.adds || part > 0;
+        let c = &mut self.c.data[i * self.c.row + j..];
+        debug_assert!((rows - 1) * self.c.row + columns <= c.len());
+        debug_assert!((depth - 1) * b_row + columns <= b.len());
+        let old = match self.start {
+            _ if part > 0 => Some((c.as_ptr(), self.c.row)),
+            Start::Nothing => None,
+            Start::Old(_) => Some((c.as_ptr(), self.c.row)),
+            Start::Row(row) => Some((row[j..].as_ptr(), 0)),
+        };
         let block = Block {
             depth,
             a: a.as_ptr(),
@@ -204,33 +253,15 @@ impl Walk<'_> {
             a_col: self.a.col,
             b: b.as_ptr(),
             b_row,
-            c: std::ptr::null_mut(),
+            last,
+            c: c.as_mut_ptr(),
             c_row: self.c.row,
-            adds,
+            old,
             scale: self.alpha,
         };
-        if columns.is_multiple_of(lanes) {
-            let c = &mut self.c.data[i * self.c.row + j..];
-            debug_assert!((rows - 1) * self.c.row + columns <= c.len());
-            debug_assert!((depth - 1) * b_row + columns <= b.len());
-            // SAFETY: the loop was chosen for this processor; the views fit their slices, as was checked, and
-            // the tile lies within their extents or in the copy, which has whole vectors.
-            unsafe { run(&Block { c: c.as_mut_ptr(), ..block }, end) };
-            return;
-        }
-        let mut sums = [0.0; ROWS * WIDEST];
-        // SAFETY: as above; the result goes to a buffer that has room for the largest tile.
-        unsafe { run(&Block { c: sums.as_mut_ptr(), c_row: WIDEST, adds: false, ..block }, None) };
-        let mut end = end;
-        for (r, sums) in sums.chunks_exact(WIDEST).take(rows).enumerate() {
-            let row = &mut self.c.data[(i + r) * self.c.row + j..][..columns];
-            for (y, &sum) in row.iter_mut().zip(sums) {
-                *y = if adds { *y + sum } else { sum };
-            }
-            if let Some(end) = &mut end {
-                finish(row, end.bias.map(|bias| bias[r]), end.finish);
-            }
-        }
+        // SAFETY: the loop was chosen for this processor; the views and the row fit their slices, as was checked, and the
+        // tile lies within their extents or in the copy.
+        unsafe { run(&block, end) };
     }
 
     /// Ends a row of a product that has no products.
@@ -242,20 +273,21 @@ impl Walk<'_> {
     }
 }
 
-/// Where a tile lies: the part of its sums, its first row and their number, and its first column.
+/// Some columns and a part of their sums.
 #[derive(Clone, Copy)]
 struct Place {
     part: usize,
     depth: usize,
-    i: usize,
-    rows: usize,
-    j: usize,
+    first: usize,
+    width: usize,
 }
 
-/// What a tile does with its sums: nothing before their last part.
-fn ending<'a>(end: &'a mut Option<Ending>, bias: Option<&'a [f32; ROWS]>, last: bool) -> Option<End<'a>> {
-    let end = end.as_mut().filter(|_| last)?;
-    Some(End { bias, finish: end.finish })
+/// These columns of `B`: their first element, and the distances between rows and panels.
+#[derive(Clone, Copy)]
+struct Right<'a> {
+    data: &'a [f32],
+    row: usize,
+    panel: usize,
 }
 
 fn finish(row: &mut [f32], bias: Option<f32>, finish: &mut Finish) {
@@ -295,10 +327,15 @@ mod tests {
         b: Mat<f32>,
         alpha: f32,
         part_of: usize,
-        old: Option<&[f32]>,
+        start: Start,
+        old: &[f32],
     ) -> Vec<f32> {
         let Size { m, n, k } = size;
-        let mut c = old.map_or_else(|| vec![0.0; m * n], <[f32]>::to_vec);
+        let mut c = match start {
+            Start::Nothing => vec![0.0; m * n],
+            Start::Old(factor) => old.iter().map(|x| x * factor).collect(),
+            Start::Row(row) => row.repeat(m),
+        };
         for (at, c) in c.iter_mut().enumerate() {
             let (i, j) = (at / n, at % n);
             for part in (0..k).step_by(part_of) {
@@ -307,7 +344,7 @@ mod tests {
                 };
                 let sum = (part..k.min(part + part_of)).fold(0.0, product);
                 let sum = if alpha == 1.0 { sum } else { sum * alpha };
-                *c = if old.is_none() && part == 0 { sum } else { *c + sum };
+                *c = if matches!(start, Start::Nothing) && part == 0 { sum } else { *c + sum };
             }
         }
         c
@@ -317,7 +354,7 @@ mod tests {
         #[test]
         fn every_kind_of_vectors_gives_the_bits_of_the_definition(
             m in 1usize..20, n in 1usize..120, k in 0usize..600, ta: bool, tb: bool, more in 0usize..9, alpha in 0u8..2,
-            adds: bool, ends in 0u8..4, seed in 0usize..9, constant: bool,
+            begins in 0u8..4, ends in 0u8..4, seed in 0usize..9, constant: bool,
         ) {
             let (mut size, alpha) = (Size { m, n, k }, f32::from(alpha) + 1.0);
             if m * n * k > 100_000 {
@@ -329,7 +366,14 @@ mod tests {
             let b = if tb { Mat::transposed(&b, k) } else { Mat::rows(&b, n) };
             let old = numbers(m * n, seed + 3);
             let parts = if constant { Parts::CONSTANT } else { Parts::of(n, k) };
-            let mut want = expected(size, a, b, alpha, parts.0, adds.then_some(&old[..]));
+            let row = numbers(n, seed + 4);
+            let start = match begins {
+                0 => Start::Nothing,
+                1 => Start::Row(&row),
+                _ => Start::Old(f32::from(begins) - 1.0),
+            };
+            let adds = begins > 1;
+            let mut want = expected(size, a, b, alpha, parts.0, start, &old);
             let limits = if ends < 2 { Limits::NONE } else { Limits { low: 0.0, high: 0.7 } };
             let bias = (ends % 2 == 1).then_some(&bias[..]);
             if ends > 0 {
@@ -346,9 +390,8 @@ mod tests {
                 });
                 let mut finish = Finish::new(limits);
                 let end = (ends > 0).then_some(Ending { bias, finish: &mut finish });
-                let beta = if adds { 1.0 } else { 0.0 };
                 let target = MatMut { data: &mut c, row, col: 1 };
-                Product { size, alpha, a, b, beta, c: target, parts, end }.compute(isa);
+                Product { size, alpha, a, b, start, c: target, parts, end }.compute(isa);
                 prop_assert!(c.chunks_exact(row).all(|c| c[n..].iter().all(|&x| x == 9.0)), "{isa:?}: beyond C");
                 let found: Vec<f32> = c.chunks_exact(row).flat_map(|c| c[..n].to_vec()).collect();
                 prop_assert_eq!(&found, &want, "{:?}", isa);

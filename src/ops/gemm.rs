@@ -14,6 +14,8 @@ use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
 use crate::kernels::finish::Finish;
 use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
+use crate::kernels::product::{Ending, Product, Start};
+use crate::kernels::simd::Isa;
 use crate::kernels::window::each_index;
 
 /// The operators of this family.
@@ -98,20 +100,30 @@ impl Gemm {
         })
     }
 
-    fn compute<T: Summed>(
-        &self,
-        a: &Array,
-        b: &Array,
-        c: Option<&Array>,
-    ) -> Result<(Vec<T>, [usize; 2]), Fault> {
-        let (&[a0, a1], &[b0, b1]) = (a.shape(), b.shape()) else {
-            fail!("A has the shape {:?} and B {:?}, not two dimensions each", a.shape(), b.shape());
+    fn size(&self, a: &[usize], b: &[usize]) -> Result<Size, Fault> {
+        let (&[a0, a1], &[b0, b1]) = (a, b) else {
+            fail!("A has the shape {a:?} and B {b:?}, not two dimensions each");
         };
         let (m, k) = if self.trans_a { (a1, a0) } else { (a0, a1) };
         let (other, n) = if self.trans_b { (b1, b0) } else { (b0, b1) };
         if k != other {
             fail!("A has {k} columns, B {other} rows");
         }
+        Ok(Size { m, n, k })
+    }
+
+    fn matrices<'a, T>(&self, Size { m, n, k }: Size, a: &'a [T], b: &'a [T]) -> (Mat<'a, T>, Mat<'a, T>) {
+        let a = if self.trans_a { Mat::transposed(a, m) } else { Mat::rows(a, k) };
+        (a, if self.trans_b { Mat::transposed(b, k) } else { Mat::rows(b, n) })
+    }
+
+    fn compute<T: Summed>(
+        &self,
+        a: &Array,
+        b: &Array,
+        c: Option<&Array>,
+    ) -> Result<(Vec<T>, [usize; 2]), Fault> {
+        let size @ Size { m, n, .. } = self.size(a.shape(), b.shape())?;
         let zero = T::default();
         let (alpha, beta) = (T::coefficient(self.alpha), T::coefficient(self.beta));
         let mut y = vec![zero; element_count(&[m, n])?];
@@ -121,10 +133,8 @@ impl Gemm {
             y.iter_mut().zip(c.iter()).for_each(|(y, &c)| *y = beta.times(c));
         }
         let (a, b) = (T::read(a)?, T::read(b)?);
-        let (a, b) = (elements(&a)?, elements(&b)?);
-        let a = if self.trans_a { Mat::transposed(a, m) } else { Mat::rows(a, k) };
-        let b = if self.trans_b { Mat::transposed(b, k) } else { Mat::rows(b, n) };
-        gemm(Size { m, n, k }, alpha, a, b, T::ONE, MatMut::rows(&mut y, n));
+        let (a, b) = self.matrices(size, elements(&a)?, elements(&b)?);
+        gemm(size, alpha, a, b, T::ONE, MatMut::rows(&mut y, n));
         Ok((y, [m, n]))
     }
 }
@@ -150,6 +160,34 @@ impl Op for Gemm {
             let (y, shape) = self.compute::<T>(a, b, optional(inputs, 2))?;
             Array::new(&shape, y)
         })
+    }
+
+    fn finishes(&self) -> bool {
+        true
+    }
+
+    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+        let real = |slot| optional(inputs, slot).map(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
+        let (a, b, c) = (real(0)??, real(1)??, real(2));
+        let compute = |size: Size, start: Start| {
+            let mut y = f32::result(element_count(&[size.m, size.n])?);
+            let (a, b) = self.matrices(size, a.0, b.0);
+            let mut finish = Finish::new(limits);
+            let end = Some(Ending { bias: None, finish: &mut finish });
+            let (alpha, c) = (self.alpha, MatMut::rows(&mut y, size.n));
+            Product { size, alpha, a, b, start, c, parts: Parts::CONSTANT, end }.compute(Isa::detect());
+            Ok((Array::new(&[size.m, size.n], y)?, finish.extent()))
+        };
+        // What does not fit is told by whoever computes it in the other form.
+        let size = self.size(a.1, b.1).ok()?;
+        let start = match c {
+            None => Start::Nothing,
+            Some(c) => match c? {
+                (row, [1, n] | [n]) if *n == size.n && self.beta == 1.0 => Start::Row(row),
+                _ => return None,
+            },
+        };
+        Some(compute(size, start))
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
@@ -240,7 +278,7 @@ impl MatMul {
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
         let batches = Batches::new(a_shape, b_shape)?;
         let size @ Size { m, n, k } = batches.size;
-        let mut y = vec![T::default(); element_count(&batches.shape)?];
+        let mut y = T::result(element_count(&batches.shape)?);
         if y.is_empty() {
             return Ok((y, batches.shape));
         }
@@ -349,8 +387,50 @@ impl Op for MatMul {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
     #[test]
     fn backend_cases() {
         crate::ops::backend_tests::run("gemm");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_finished_at_once_has_the_bits_of_the_other_form(
+            (m, n, k) in (1usize..20, 1usize..60, 1usize..300), trans_a: bool, trans_b: bool, alpha in 1u8..3,
+            addend in 0u8..5, limited: bool,
+        ) {
+            let gemm = Gemm { alpha: alpha.into(), beta: if addend == 4 { 0.5 } else { 1.0 }, trans_a, trans_b };
+            let numbers = |seed: usize, shape: &[usize]| {
+                let count = shape.iter().product();
+                let values = (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0);
+                Array::new(shape, values.collect::<Vec<f32>>()).unwrap()
+            };
+            let shape = |swap: bool, a: usize, b: usize| if swap { [b, a] } else { [a, b] };
+            let mut inputs = vec![
+                Some(numbers(1, &shape(trans_a, m, k))),
+                Some(numbers(2, &shape(trans_b, k, n))),
+            ];
+            inputs.push(match addend {
+                0 => None,
+                1 => Some(numbers(3, &[n])),
+                2 => Some(numbers(3, &[1, n])),
+                3 => Some(numbers(3, &[m, n])),
+                _ => Some(numbers(3, &[n])),
+            });
+            let limits = if limited { Limits { low: -0.5, high: 2.0 } } else { Limits::NONE };
+            let want = gemm.float(&inputs).unwrap().remove(0);
+            let want = want.slice::<f32>().unwrap().iter().map(|&y| limits.apply(y)).collect::<Vec<_>>();
+            match gemm.finished(&inputs, limits) {
+                Some(found) => {
+                    let (y, extent) = found.unwrap();
+                    prop_assert_eq!(y.shape(), &[m, n]);
+                    prop_assert_eq!(y.slice::<f32>().unwrap(), &want[..]);
+                    prop_assert_eq!(extent, crate::kernels::finish::extent(&want));
+                }
+                None => prop_assert!(addend > 2 && (m > 1 || addend == 4)),
+            }
+        }
     }
 }
