@@ -224,10 +224,15 @@ impl Layer {
         let taps = Taps::of(&axes);
         let (per_group, plane): (usize, usize) = (weight[1], axes.iter().map(|a| a.input).product());
         let windows: usize = output[2..].iter().product();
+        let (mut at, mut sources) = (vec![0; axes.len()], Vec::new());
         for (row, place) in rows.chunks_mut(width).zip(places) {
-            let (batch, window) = (place / windows, place % windows);
+            let (batch, mut window) = (place / windows, place % windows);
             let first = (batch * input.shape()[1] + group * per_group) * plane;
-            let sources = taps.sources(&axes, &output[2..], window);
+            for (index, axis) in at.iter_mut().zip(&axes).rev() {
+                (*index, window) = (window % axis.output, window / axis.output);
+            }
+            sources.clear();
+            sources.extend(taps.sources(&axes, &at));
             for (c, row) in row[..self.depth].chunks_mut(sources.len()).enumerate() {
                 for (x, source) in row.iter_mut().zip(&sources) {
                     *x = source.map_or(0.0, |s| values[first + c * plane + s]);
@@ -250,17 +255,11 @@ impl Taps {
         Self(taps)
     }
 
-    /// Where in a plane of the input each tap of a window reads; `None` in the padding.
-    fn sources(&self, axes: &[Axis], windows: &[usize], window: usize) -> Vec<Option<usize>> {
-        let mut at = vec![0; windows.len()];
-        let mut rest = window;
-        for (index, extent) in at.iter_mut().zip(windows).rev() {
-            (*index, rest) = (rest % extent, rest / extent);
-        }
-        let source = |tap: &Vec<usize>| {
-            let axes = axes.iter().zip(tap).zip(&at);
+    /// Where in a plane of the input each tap of the window at this place reads; `None` in the padding.
+    fn sources(&self, axes: &[Axis], at: &[usize]) -> impl Iterator<Item = Option<usize>> {
+        self.0.iter().map(move |tap| {
+            let axes = axes.iter().zip(tap).zip(at);
             axes.into_iter().try_fold(0, |sum, ((axis, &t), &w)| Some(sum * axis.input + axis.source(w, t)?))
-        };
-        self.0.iter().map(source).collect()
+        })
     }
 }

@@ -9,6 +9,8 @@
 
 use rayon::prelude::*;
 
+use crate::kernels::simd::{self, Task};
+
 /// Sweeps over the weights of a channel.
 const SWEEPS: usize = 8;
 
@@ -59,47 +61,79 @@ impl Moments {
         let with_bias = self.width > depth;
         let channels = integers.par_chunks_mut(depth.max(1)).zip(bias.par_iter_mut()).zip(grids).enumerate();
         channels.for_each(|(c, ((q, bias), grid))| {
-            let cross = &self.cross[c * self.width..][..self.width];
-            let mut weights: Vec<f32> = q.iter().map(|&q| q as f32 * grid.scale).collect();
-            weights.extend(with_bias.then_some(*bias));
-            // The gradient: Hŵ - b.
-            let row = |k: usize| &self.inputs[k * self.width..][..self.width];
-            let mut gradient: Vec<f32> = cross.iter().map(|b| -b).collect();
-            for (k, &w) in weights.iter().enumerate() {
-                gradient.iter_mut().zip(row(k)).for_each(|(g, h)| *g += w * h);
-            }
-            let moved = |k: usize, by: f32, gradient: &mut [f32]| {
-                gradient.iter_mut().zip(row(k)).for_each(|(g, h)| *g += by * h);
-            };
-            for _ in 0..SWEEPS {
-                let mut changed = false;
-                for k in 0..if weights_too { depth } else { 0 } {
-                    let curvature = row(k)[k];
-                    if curvature <= 0.0 {
-                        continue;
-                    }
-                    let best = (weights[k] - gradient[k] / curvature) / grid.scale;
-                    let (low, high) = grid.interval(k, q);
-                    let best = (best.round_ties_even() as i32).clamp(low, high);
-                    if best != q[k] {
-                        let real = best as f32 * grid.scale;
-                        moved(k, real - weights[k], &mut gradient);
-                        (q[k], weights[k], changed) = (best, real, true);
-                    }
-                }
-                if with_bias && row(depth)[depth] > 0.0 {
-                    let step = -gradient[depth] / row(depth)[depth];
-                    moved(depth, step, &mut gradient);
-                    weights[depth] += step;
-                }
-                if !changed {
-                    break;
-                }
-            }
-            if with_bias {
-                *bias = weights[depth];
-            }
+            simd::run(Descent {
+                moments: self,
+                cross: &self.cross[c * self.width..],
+                q,
+                bias,
+                grid,
+                weights_too,
+                with_bias,
+            });
         });
+    }
+}
+
+/// The way down of one output channel.
+struct Descent<'a> {
+    moments: &'a Moments,
+    cross: &'a [f32],
+    q: &'a mut [i32],
+    bias: &'a mut f32,
+    grid: &'a Grid<'a>,
+    weights_too: bool,
+    with_bias: bool,
+}
+
+impl Task for Descent<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { moments, cross, q, bias, grid, weights_too, with_bias } = self;
+        let (depth, width) = (q.len(), moments.width);
+        let mut weights: Vec<f32> = q.iter().map(|&q| q as f32 * grid.scale).collect();
+        weights.extend(with_bias.then_some(*bias));
+        // The gradient: Hŵ - b.
+        let row = |k: usize| &moments.inputs[k * width..][..width];
+        let mut gradient: Vec<f32> = cross[..width].iter().map(|b| -b).collect();
+        for (k, &w) in weights.iter().enumerate() {
+            add(&mut gradient, w, row(k));
+        }
+        for _ in 0..SWEEPS {
+            let mut changed = false;
+            for k in 0..if weights_too { depth } else { 0 } {
+                let curvature = row(k)[k];
+                if curvature <= 0.0 {
+                    continue;
+                }
+                let best = (weights[k] - gradient[k] / curvature) / grid.scale;
+                let (low, high) = grid.interval(k, q);
+                let best = (best.round_ties_even() as i32).clamp(low, high);
+                if best != q[k] {
+                    let real = best as f32 * grid.scale;
+                    add(&mut gradient, real - weights[k], row(k));
+                    (q[k], weights[k], changed) = (best, real, true);
+                }
+            }
+            if with_bias && row(depth)[depth] > 0.0 {
+                let step = -gradient[depth] / row(depth)[depth];
+                add(&mut gradient, step, row(depth));
+                weights[depth] += step;
+            }
+            if !changed {
+                break;
+            }
+        }
+        if with_bias {
+            *bias = weights[depth];
+        }
+    }
+}
+
+/// Adds a multiple of a row.
+#[inline(always)]
+fn add(sum: &mut [f32], factor: f32, row: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(row) {
+        *sum += factor * x;
     }
 }
 
