@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Attribute, Tensor};
-pub use crate::ir::{Control, Fact, Gradient, Op, Operands, Rule, Run};
+pub use crate::ir::{Control, Fact, Gradient, Op, Operands, Rule, Run, Runtime};
 
 /// The ONNX domain, spelt as the empty string.
 pub const ONNX: &str = "";

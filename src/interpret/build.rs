@@ -1,12 +1,15 @@
 //! From a graph to the steps of a program.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::integer::Exact;
 use super::watch::Shown;
 use super::{Action, Numerics, Program, Step, node_label, room};
 use crate::error::Error;
-use crate::ir::{Array, Datum, Fact, Graph, NodeId, Tensor, TensorType, ValueId, schedule};
+use crate::ir::{
+    Array, Datum, Fact, Given, Graph, NodeId, Op, Runtime, Tensor, TensorType, ValueId, schedule,
+};
 
 /// A program that is being compiled.
 pub(super) struct Builder<'a> {
@@ -21,6 +24,8 @@ pub(super) struct Builder<'a> {
     types: HashMap<usize, TensorType>,
     /// The step that fills a slot.
     pub filled_by: HashMap<usize, usize>,
+    /// Values that ONNX Runtime computes from stored numbers before it runs.
+    known_ahead: HashSet<ValueId>,
 }
 
 impl Program {
@@ -71,6 +76,7 @@ impl<'a> Builder<'a> {
             real: HashSet::new(),
             types: HashMap::new(),
             filled_by: HashMap::new(),
+            known_ahead: HashSet::new(),
         }
     }
 
@@ -111,7 +117,7 @@ impl<'a> Builder<'a> {
         let node = graph.node(id);
         let action = match (&node.op, &node.unknown) {
             (Some(op), None) => match op.control() {
-                None => Action::Compute(op.clone()),
+                None => Action::Compute(self.as_runtime_has_it(id, op)),
                 Some(control) => {
                     let body = |graph| Program::with_numerics(graph, self.numerics);
                     let function = op.body().map(|graph| ("function".to_string(), graph));
@@ -142,6 +148,18 @@ impl<'a> Builder<'a> {
             size,
             limits: None,
         })
+    }
+
+    /// The operator with the sums and functions of ONNX Runtime.
+    fn as_runtime_has_it(&self, id: NodeId, op: &Arc<dyn Op>) -> Arc<dyn Op> {
+        let given = |value: Option<ValueId>| {
+            let Some(value) = value else { return Given::Absent };
+            let ahead = self.graph.constant(value).is_some() || self.known_ahead.contains(&value);
+            self.constant(self.slot(value)).filter(|_| ahead).map_or(Given::Later, Given::Ahead)
+        };
+        let inputs: Vec<Given> = self.graph.inputs_of(id).into_iter().map(given).collect();
+        let runtime = Runtime { optimized: self.numerics == Numerics::Ort, inputs: &inputs };
+        op.in_runtime(&runtime).unwrap_or_else(|| op.clone())
     }
 
     /// The bytes of what the node returns, if they are known now.
@@ -189,9 +207,13 @@ impl<'a> Builder<'a> {
         let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(|s| program.initial[s].clone())).collect();
         let computed = room::compute(&**op, inputs, None);
         let Ok(outputs) = computed else { return false }; // the run will say why
+        // It lays out what follows from stored numbers, but nothing that integers stand for.
+        let ahead =
+            self.numerics == Numerics::Ort && self.graph.node(step.node).op_type != "DequantizeLinear";
         for (output, value) in step.outputs.iter().zip(outputs) {
-            if let Some((slot, _)) = output {
+            if let Some((slot, id)) = output {
                 program.initial[*slot] = Some(value);
+                self.known_ahead.extend(ahead.then_some(*id));
             }
         }
         let values = self.graph.inputs_of(step.node);

@@ -20,7 +20,7 @@ use crate::error::Fault;
 use crate::ir::integer::{Operand, Scales, Unit, is_byte};
 use crate::ir::{Array, DType, Datum, NodeId, Op, Port, QuantParams, Rule, ValueId, affine};
 use crate::ops::arithmetic::{Binary, Function};
-use crate::ops::gemm::{Gemm, MatMul};
+use crate::ops::gemm::{Gemm, MatMul, Right};
 use crate::ops::join::Split;
 use crate::ops::quantize::{Dequantize, Quantize};
 
@@ -81,7 +81,7 @@ impl Builder<'_> {
     /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads: on integers if a
     /// QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no integer form.
     fn biased_product(&mut self, id: NodeId) -> Option<bool> {
-        let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false };
+        let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, right: Right::default() };
         self.graph.node(id).op_as::<MatMul>()?;
         let add = self.graph.only_use(self.graph.output(id, 0)?)?;
         let binary = self.graph.node(add.node).op_as::<Binary>()?;

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use super::integer::{Kernel, Unit};
 use super::{Array, Datum, Extent, Graph, Limits, Tensor, TensorType};
@@ -14,6 +15,41 @@ pub struct Fact<'a> {
     pub ty: &'a TensorType,
     /// The value itself when it is a constant.
     pub constant: Option<&'a Tensor>,
+}
+
+/// How ONNX Runtime runs a node, as far as it shows in the last digits of real numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Runtime<'a> {
+    /// With its optimizations, else as the graph says.
+    pub optimized: bool,
+    /// What there is in each slot.
+    pub inputs: &'a [Given<'a>],
+}
+
+/// An input, as ONNX Runtime sees it before it runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Given<'a> {
+    /// There is none.
+    Absent,
+    /// Numbers that it can lay out ahead: those stored as they are, not those for which integers stand.
+    Ahead(&'a Array),
+    /// Not known yet.
+    Later,
+}
+
+impl<'a> Runtime<'a> {
+    /// The input in this slot, if it is known ahead.
+    pub fn ahead(&self, slot: usize) -> Option<&'a Array> {
+        match self.inputs.get(slot) {
+            Some(Given::Ahead(array)) => Some(array),
+            _ => None,
+        }
+    }
+
+    /// Is there an input in this slot of which nothing is known?
+    pub fn waits_for(&self, slot: usize) -> bool {
+        matches!(self.inputs.get(slot), Some(Given::Later))
+    }
 }
 
 /// The meaning of one operator with its attributes read.
@@ -30,6 +66,13 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// Computes the outputs by the ONNX definition.
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault>;
+
+    /// The operator with the sums and functions of ONNX Runtime's float kernels, if they are others. Its results differ from
+    /// those of [`Op::float`] by roundings alone.
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        let _ = runtime;
+        None
+    }
 
     /// Can it limit its only output, and tell the extent, while the elements are at hand?
     fn finishes(&self) -> bool {

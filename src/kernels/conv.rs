@@ -5,6 +5,8 @@
 //! * one input channel per group (depthwise) is a weighted sum of shifted planes, see [`Depthwise`] and [`Phases`];
 //! * everything else gathers the taps of some windows as columns of a matrix (`im2col`) and multiplies, tile by tile,
 //!   so that the gathered matrix stays small.
+//!
+//! The sums are made of parts; which products a part has is said by [`Order`].
 
 pub mod gradient;
 
@@ -18,6 +20,74 @@ use crate::ir::Limits;
 
 /// Elements of the gathered matrix that a tile may have.
 const TILE: usize = 1 << 17;
+
+/// In which order the products of a window are added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Channel by channel, in [`Parts::of`] the windows, as in a product of matrices.
+    #[default]
+    Channels,
+    /// As ONNX Runtime's kernels on blocks of channels have it (`snchwc.cpp`, with AVX-512): with less than a block of
+    /// channels, a part is a channel; else it is a block, tap by tap. If windows have one tap and no padding, a part is
+    /// 128 channels.
+    Blocks,
+}
+
+/// Channels of a block.
+const BLOCK: usize = 16;
+
+/// Channels of a part where windows are points.
+const POINTS: usize = 128;
+
+/// Channels come in multiples of this in [`Order::Blocks`].
+const ALIGNED: usize = 4;
+
+impl Order {
+    /// Are these weights, known ahead, given to the kernels of [`Order::Blocks`] (`nchwc_transformer.cc`)?
+    pub fn has_blocks(w: &[usize], groups: usize) -> bool {
+        let &[output, input, _, _] = w else { return false };
+        match groups {
+            1 => input < BLOCK || input.is_multiple_of(ALIGNED),
+            _ if input == 1 && output == groups => output.is_multiple_of(ALIGNED),
+            _ => input.is_multiple_of(BLOCK) && (output / groups).is_multiple_of(BLOCK),
+        }
+    }
+
+    /// The parts of sums for `output` channels over `input` channels and these windows.
+    fn parts(self, Channels { input, output, .. }: Channels, axes: &[Axis]) -> Parts {
+        let taps = volume(axes, |a| a.kernel);
+        match self {
+            Self::Channels => Parts::of(Size { m: output, n: volume(axes, |a| a.output), k: input * taps }),
+            Self::Blocks if input < BLOCK => Parts::each(taps),
+            Self::Blocks if axes.iter().all(|a| a.kernel == 1 && a.begin == 0 && a.end == 0) => {
+                Parts::each(POINTS)
+            }
+            Self::Blocks => Parts::each(BLOCK * taps),
+        }
+    }
+
+    /// Which product of a sum a tap of a channel makes.
+    fn position(self, input: usize, taps: usize, channel: usize, tap: usize) -> usize {
+        let first = channel - channel % BLOCK;
+        match self {
+            Self::Blocks if input >= BLOCK => {
+                first * taps + tap * BLOCK.min(input - first) + (channel - first)
+            }
+            _ => channel * taps + tap,
+        }
+    }
+
+    /// The weights of `input` channels for each output, in this order.
+    fn arrange<T: Number>(self, w: &[T], input: usize, taps: usize) -> Vec<T> {
+        let mut arranged = w.to_vec();
+        for (row, w) in arranged.chunks_exact_mut(input * taps).zip(w.chunks_exact(input * taps)) {
+            for (at, &w) in w.iter().enumerate() {
+                row[self.position(input, taps, at / taps, at % taps)] = w;
+            }
+        }
+        arranged
+    }
+}
 
 /// The extents of a convolution besides its spatial axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,19 +123,19 @@ pub fn conv<T: Number>(
     w: &[T],
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Fault> {
-    conv_finished(channels, axes, x, w, bias, &mut Finish::new(Limits::NONE))
+    conv_finished(channels, axes, Order::Channels, x, (w, bias), &mut Finish::new(Limits::NONE))
 }
 
-/// The same, after which elements of `f32` are limited and noted while they are at hand.
+/// The same with sums in some order, after which elements of `f32` are limited and noted while they are at hand.
 ///
 /// # Panics
 /// Like [`conv`].
 pub fn conv_finished<T: Number>(
     channels: Channels,
     axes: &[Axis],
+    order: Order,
     x: &[T],
-    w: &[T],
-    bias: Option<&[T]>,
+    (w, bias): (&[T], Option<&[T]>),
     finish: &mut Finish,
 ) -> Result<Vec<T>, Fault> {
     let Channels { batch, groups, input, output } = channels;
@@ -83,6 +153,12 @@ pub fn conv_finished<T: Number>(
     let phases = if few && own.is_none() { Some(Phases::new(axes)?) } else { None };
     let mut taps: Vec<(usize, T)> =
         phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
+    let parts = order.parts(channels, axes);
+    let arranged = match order {
+        Order::Blocks if input >= BLOCK && !direct => order.arrange(w, input, depth / input),
+        _ => Vec::new(),
+    };
+    let w = if arranged.is_empty() { w } else { &arranged };
     for (index, y) in y.chunks_exact_mut(output * plane_out).enumerate() {
         let group = index % groups;
         let x = &x[index * input * plane_in..][..input * plane_in];
@@ -99,9 +175,9 @@ pub fn conv_finished<T: Number>(
             (None, None) if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
                 let (w, x) = (Mat::rows(w, input), Mat::rows(x, plane_in));
-                contract(size, w, x, MatMut::rows(y, plane_out), Parts::of(plane_out, input), bias, finish);
+                contract(size, w, x, MatMut::rows(y, plane_out), parts, bias, finish);
             }
-            (None, None) => gathered(axes, input, x, (w, bias), y, finish),
+            (None, None) => gathered(axes, (input, order, parts), x, (w, bias), y, finish),
         }
     }
     Ok(y)
@@ -133,10 +209,10 @@ fn depthwise<T: Number>(
     });
 }
 
-/// One group of one sample by gathering.
+/// One group of one sample by gathering. The weights are arranged in the order of the sums.
 fn gathered<T: Number>(
     axes: &[Axis],
-    input: usize,
+    (input, order, parts): (usize, Order, Parts),
     x: &[T],
     (w, bias): (&[T], Option<&[T]>),
     y: &mut [T],
@@ -144,12 +220,12 @@ fn gathered<T: Number>(
 ) {
     let plane_out = volume(axes, |a| a.output);
     let depth = input * volume(axes, |a| a.kernel);
-    let (width, parts) = (tile_width(depth, plane_out), Parts::of(plane_out, depth));
+    let width = tile_width(depth, plane_out);
     T::scratch(depth * width, |columns| {
         for first in (0..plane_out).step_by(width) {
             let width = width.min(plane_out - first);
             let columns = &mut columns[..depth * width];
-            gather(axes, input, x, first, width, columns);
+            gather(axes, (input, order), x, first, width, columns);
             let size = Size { m: y.len() / plane_out, n: width, k: depth };
             let target = MatMut { data: &mut y[first..], row: plane_out, col: 1 };
             let (w, columns) = (Mat::rows(w, depth), Mat::rows(columns, width));
@@ -164,13 +240,22 @@ fn tile_width(depth: usize, columns: usize) -> usize {
     columns.div_ceil(columns.div_ceil(widest).max(1)).next_multiple_of(48).min(columns)
 }
 
-/// Writes the taps of windows `first..first + width` as columns: row `c·taps + t` holds tap `t` of channel `c`.
-fn gather<T: Number>(axes: &[Axis], input: usize, x: &[T], first: usize, width: usize, columns: &mut [T]) {
+/// Writes the taps of windows `first..first + width` as columns, whose rows are in the order of the sums: without another,
+/// row `c·taps + t` holds tap `t` of channel `c`.
+fn gather<T: Number>(
+    axes: &[Axis],
+    (input, order): (usize, Order),
+    x: &[T],
+    first: usize,
+    width: usize,
+    columns: &mut [T],
+) {
     let kernel = volume(axes, |a| a.kernel);
     let plane = volume(axes, |a| a.input);
     each_run(axes, first, width, |tap, run| {
         for c in 0..input {
-            let line = &mut columns[(c * kernel + tap) * width + run.at..][..run.len];
+            let row = order.position(input, kernel, c, tap);
+            let line = &mut columns[row * width + run.at..][..run.len];
             let Some(source) = run.source else {
                 line.fill(T::default());
                 continue;

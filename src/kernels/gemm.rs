@@ -11,6 +11,7 @@ use super::finish::Finish;
 pub use super::product::Parts;
 use super::product::{Ending, Product, Start};
 use super::simd::Isa;
+use super::vector;
 
 /// A number that contractions add and multiply.
 pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
@@ -32,8 +33,16 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
     /// Lends a buffer of this many elements of any content, which its thread keeps for the next time.
     fn scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 
-    /// `C ← β·C + α·A·B`, see [`gemm`].
-    fn multiply(size: Size, alpha: Self, a: Mat<Self>, b: Mat<Self>, beta: Self, c: MatMut<Self>);
+    /// `C ← β·C + α·A·B`, see [`gemm`], with sums of `f32` in these parts.
+    fn multiply(
+        size: Size,
+        alpha: Self,
+        a: Mat<Self>,
+        b: Mat<Self>,
+        beta: Self,
+        c: MatMut<Self>,
+        parts: Parts,
+    );
 
     /// `C ← A·B` and a bias for each row, see [`contract`].
     fn contract(
@@ -75,8 +84,10 @@ macro_rules! number {
             $fused(self, a, b)
         }
 
-        fn multiply(size: Size, alpha: Self, a: Mat<Self>, b: Mat<Self>, beta: Self, c: MatMut<Self>) {
-            $multiply(size, alpha, a, b, beta, c);
+        fn multiply(
+            size: Size, alpha: Self, a: Mat<Self>, b: Mat<Self>, beta: Self, c: MatMut<Self>, parts: Parts,
+        ) {
+            $multiply(size, alpha, a, b, beta, c, parts);
         }
 
         fn contract(
@@ -207,15 +218,30 @@ pub(super) fn check<T>(size: Size, a: &Mat<T>, b: &Mat<T>, c: &MatMut<T>) {
 /// # Panics
 /// If a view does not fit its slice, or if elements of `C` overlap: the caller has computed the sizes wrongly.
 pub fn gemm<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatMut<T>) {
+    gemm_in_parts(size, (alpha, beta), a, b, c, Parts::CONSTANT);
+}
+
+/// The same with the factors `α` and `β` together, and with sums of `f32` in these parts.
+///
+/// # Panics
+/// Like [`gemm`].
+pub fn gemm_in_parts<T: Number>(
+    size: Size,
+    (alpha, beta): (T, T),
+    a: Mat<T>,
+    b: Mat<T>,
+    c: MatMut<T>,
+    parts: Parts,
+) {
     check(size, &a, &b, &c);
     if size.m == 0 || size.n == 0 {
         return;
     }
-    T::multiply(size, alpha, a, b, beta, c);
+    T::multiply(size, alpha, a, b, beta, c, parts);
 }
 
 /// The product row by row: each row of `C` is a sum of scaled rows of `B`, so the inner loop has no carried sum.
-fn plain<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatMut<T>) {
+fn plain<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatMut<T>, _: Parts) {
     let Size { m, n, k } = size;
     let mut line = vec![T::default(); n];
     for i in 0..m {
@@ -272,25 +298,39 @@ fn biased<T: Number>(
         let row = &mut c.data[i * c.row..][..size.n];
         row.fill(bias.map_or(T::default(), |bias| bias[i]));
     }
-    plain(size, T::ONE, a, b, T::ONE, c);
+    plain(size, T::ONE, a, b, T::ONE, c, Parts::CONSTANT);
 }
 
 fn finished(
     size: Size,
     a: Mat<f32>,
     b: Mat<f32>,
-    c: MatMut<f32>,
+    mut c: MatMut<f32>,
     parts: Parts,
     bias: Option<&[f32]>,
     finish: &mut Finish,
 ) {
+    if parts.line && vector::multiply(size, a, b, false, &mut c) {
+        for i in 0..size.m {
+            let row = &mut c.data[i * c.row..][..size.n];
+            if let Some(bias) = bias {
+                row.iter_mut().for_each(|y| *y += bias[i]);
+            }
+            finish.apply(row);
+        }
+        return;
+    }
     let end = Some(Ending { bias, finish });
     Product { size, alpha: 1.0, a, b, start: Start::Nothing, c, parts, end }.compute(Isa::detect());
 }
 
 /// The `f32` product. Where columns of the result are contiguous and not rows, it is `Cᵀ = Bᵀ·Aᵀ`.
-fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMut<f32>) {
+fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, mut c: MatMut<f32>, parts: Parts) {
     let Size { m, n, k } = size;
+    let whole = alpha == 1.0 && (beta == 0.0 || beta == 1.0);
+    if parts.line && whole && vector::multiply(size, a, b, beta != 0.0, &mut c) {
+        return;
+    }
     let turn = |mat: Mat<'_, f32>| (mat.col, mat.row);
     let (size, a, b, c) = if c.col == 1 || n <= 1 {
         (size, a, b, c)
@@ -299,10 +339,10 @@ fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, c: MatMu
         let (a, b) = (Mat { row: a_row, col: a_col, ..a }, Mat { row: b_row, col: b_col, ..b });
         (Size { m: n, n: m, k }, b, a, MatMut { row: c.col, col: 1, ..c })
     } else {
-        return plain(size, alpha, a, b, beta, c);
+        return plain(size, alpha, a, b, beta, c, parts);
     };
     let start = if beta == 0.0 { Start::Nothing } else { Start::Old(beta) };
-    Product { size, alpha, a, b, start, c, parts: Parts::CONSTANT, end: None }.compute(Isa::detect());
+    Product { size, alpha, a, b, start, c, parts, end: None }.compute(Isa::detect());
 }
 
 #[cfg(test)]
@@ -328,7 +368,7 @@ mod tests {
             let mut d = c.clone();
             gemm(Size { m, n, k }, 2.0, a, b, beta.into(), MatMut { data: &mut c, row, col });
             if m > 0 && n > 0 {
-                plain(Size { m, n, k }, 2.0, a, b, beta.into(), MatMut { data: &mut d, row, col });
+                plain(Size { m, n, k }, 2.0, a, b, beta.into(), MatMut { data: &mut d, row, col }, Parts::CONSTANT);
             }
             prop_assert_eq!(c, d);
         }

@@ -4,12 +4,12 @@
 //! calls, so that a loop over a slice becomes vector instructions. All rest on one reduction: with `n = round(x/ln 2)`
 //! and `r = x - n·ln 2` in `[-0.35, 0.35]`, `exp(x) = 2^n·exp(r)` and `exp(r) = 1 + r + r²·q(r)`. The coefficients of `exp`
 //! and `erf`, and where a product is added without being rounded, are those of ONNX Runtime's kernels for processors with
-//! FMA, so both have its bits. Its `tanh` and `sigmoid` are not followed: they are fractions that lose digits, far below 0
-//! the latter all of them. Everything else, and all of `f64`, comes from `libm`.
+//! FMA, so both have its bits. Its `tanh` and `sigmoid` lose digits; they are in [`fraction`]. Everything else, and all of `f64`, comes from `libm`.
 
 use std::mem::MaybeUninit;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
+use super::fraction;
 use super::simd::{self, Task};
 
 /// A floating-point type to compute in.
@@ -93,6 +93,15 @@ pub trait Real:
         x.iter_mut().for_each(|v| *v = v.sigmoid());
     }
 
+    /// Replaces every element by its hyperbolic tangent; of `f32` by that of [`fraction`].
+    fn tanh_fraction_slice(x: &mut [Self]) {
+        Self::tanh_slice(x);
+    }
+    /// Replaces every element by its sigmoid; of `f32` by that of [`fraction`].
+    fn sigmoid_fraction_slice(x: &mut [Self]) {
+        Self::sigmoid_slice(x);
+    }
+
     /// `self`, or `bound` if that is greater; NaN stays.
     fn at_least(self, bound: Self) -> Self {
         if self < bound { bound } else { self }
@@ -157,6 +166,12 @@ impl Real for f32 {
     }
     fn sigmoid_slice(x: &mut [f32]) {
         sigmoid_slice(x);
+    }
+    fn tanh_fraction_slice(x: &mut [f32]) {
+        fraction::tanh_slice(x);
+    }
+    fn sigmoid_fraction_slice(x: &mut [f32]) {
+        fraction::sigmoid_slice(x);
     }
     from_libm! {
         floored = floorf; ceiled = ceilf; log = logf; log_1p = log1pf; sine = sinf; cosine = cosf;

@@ -2,14 +2,87 @@
 
 pub mod gradient;
 
+use super::gemm::Number;
 use super::real::Real;
 use super::reduce::{sum, sum_squares};
+use super::simd::{self, Task};
 
 /// Mean and variance (of the run itself, not an estimate) of a run.
 pub fn moments<T: Real>(x: &[T]) -> (T, T) {
     let n = T::of(x.len() as f64);
     let mean = sum(x) / n;
     (mean, sum_squares(x, mean) / n)
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * scale + bias` for every element of a run, with its own statistics: replaces
+/// the elements, and gives the mean and the reciprocal of the root.
+///
+/// For `f32`, both and the elements have the bits of ONNX Runtime's on x86-64 with AVX2 (`layernorm_kernel_avx2.cpp`): the
+/// mean is summed in four lanes of `f64`, squares in eight lanes; short runs update both element by element.
+pub fn layer<T: Real + Number>(x: &mut [T], scale: &[T], bias: Option<&[T]>, epsilon: T) -> (T, T) {
+    let mut found = (T::ZERO, T::ZERO);
+    simd::run(Layer { x, scale, bias, epsilon, found: &mut found });
+    found
+}
+
+struct Layer<'a, T> {
+    x: &'a mut [T],
+    scale: &'a [T],
+    bias: Option<&'a [T]>,
+    epsilon: T,
+    found: &'a mut (T, T),
+}
+
+/// Runs from this length on are summed in lanes.
+const LONG: usize = 8;
+
+impl<T: Real + Number> Task for Layer<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, scale, bias, epsilon, found } = self;
+        let n = T::of(x.len() as f64);
+        if x.len() < LONG {
+            let (mut mean, mut squares) = (T::ZERO, T::ZERO);
+            for (i, &v) in x.iter().enumerate() {
+                let apart = v - mean;
+                mean += apart / T::of((i + 1) as f64);
+                squares += apart * (v - mean);
+            }
+            let root = (squares / n + epsilon).sqrt();
+            for (i, (v, &s)) in x.iter_mut().zip(scale).enumerate() {
+                *v = (*v - mean) / root * s + bias.map_or(T::ZERO, |bias| bias[i]);
+            }
+            *found = (mean, T::of(1.0) / root);
+            return;
+        }
+        let (fours, rest) = x.as_chunks::<4>();
+        let mut sums = [0.0f64; 4];
+        for four in fours {
+            sums.iter_mut().zip(four).for_each(|(sum, &v)| *sum += v.into());
+        }
+        let sum = rest.iter().fold((sums[0] + sums[2]) + (sums[1] + sums[3]), |sum, &v| sum + v.into());
+        let mean = T::of(sum / x.len() as f64);
+        let (eights, rest) = x.as_chunks::<8>();
+        let mut l = [T::ZERO; 8];
+        for eight in eights {
+            for (sum, &v) in l.iter_mut().zip(eight) {
+                *sum = sum.plus_product(v - mean, v - mean);
+            }
+        }
+        let squares = ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+        let squares = rest.iter().fold(squares, |sum, &v| sum.plus_product(v - mean, v - mean));
+        let inverse = T::of(1.0) / (squares / n + epsilon).sqrt();
+        match bias {
+            None => x.iter_mut().zip(scale).for_each(|(v, &s)| *v = (*v - mean) * inverse * s),
+            Some(bias) => {
+                let parameters = scale.iter().zip(bias);
+                x.iter_mut()
+                    .zip(parameters)
+                    .for_each(|(v, (&s, &b))| *v = b.plus_product((*v - mean) * inverse, s));
+            }
+        }
+        *found = (mean, inverse);
+    }
 }
 
 /// `(x - mean) * factor + shift` for every element.
@@ -90,6 +163,20 @@ mod tests {
             let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n as f64;
             let found = moments(&x);
             prop_assert!(close(found.0, mean) && close(found.1, variance));
+        }
+
+        #[test]
+        fn a_layer_has_zero_mean_and_unit_deviation(n in 1usize..70, biased: bool, seed: u32) {
+            let (x, scale, bias) = (numbers(n, seed), numbers(n, seed ^ 1), numbers(n, seed ^ 2));
+            let (mean, variance) = moments(&x);
+            let mut y = x.clone();
+            let found = layer(&mut y, &scale, biased.then_some(&bias[..]), 0.01);
+            let inverse = 1.0 / (variance + 0.01).sqrt();
+            prop_assert!(close(found.0, mean) && close(found.1, inverse));
+            for i in 0..n {
+                let shift = if biased { bias[i] } else { 0.0 };
+                prop_assert!(close(y[i], (x[i] - mean) * inverse * scale[i] + shift));
+            }
         }
 
         #[test]

@@ -11,24 +11,38 @@ use super::gemm::{Mat, MatMut, Size, check};
 use super::simd::Isa;
 use super::tile::{Block, End, Tiles, VECTORS};
 
-/// Products of a part of a sum. Both kinds are what ONNX Runtime does on one thread without optimizations, so that sums
-/// have its bits.
+/// Products of a part of a sum. The kinds are what ONNX Runtime does on one thread, so that sums have its bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parts(usize);
+pub struct Parts {
+    products: usize,
+    /// One row or one column: such sums are those of [`vector`](super::vector).
+    pub line: bool,
+}
 
 impl Parts {
     /// For a right matrix that is known ahead.
-    pub const CONSTANT: Self = Self(256);
+    pub const CONSTANT: Self = Self::each(256);
 
-    /// For `n` sums of `k` products in a row, of a matrix that is not known ahead or of windows.
-    pub fn of(n: usize, k: usize) -> Self {
-        Self(match n {
+    /// This many products in every part.
+    pub const fn each(products: usize) -> Self {
+        Self { products, line: false }
+    }
+
+    /// How many products a part has.
+    pub const fn products(self) -> usize {
+        self.products
+    }
+
+    /// For a matrix that is not known ahead or that is made of windows.
+    pub fn of(Size { m, n, k }: Size) -> Self {
+        let products = match n {
             _ if n >= k => 128,
             0..=16 => 1024,
             17..=32 => 512,
             33..=64 => 256,
             _ => 128,
-        })
+        };
+        Self { products, line: m == 1 || n == 1 }
     }
 }
 
@@ -125,7 +139,7 @@ impl Product<'_> {
         let panel = VECTORS * tiles.lanes;
         let widest = (CACHED / (m + k).max(1)).max(2 * panel);
         let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-        let mut walk = Walk { tiles, size, part: parts.0, alpha, a, b, c, start };
+        let mut walk = Walk { tiles, size, part: parts.products, alpha, a, b, c, start };
         let mut first = 0;
         while first < n {
             let width = width.min(n - first);
@@ -365,7 +379,7 @@ mod tests {
             let a = if ta { Mat::transposed(&a, m) } else { Mat::rows(&a, k) };
             let b = if tb { Mat::transposed(&b, k) } else { Mat::rows(&b, n) };
             let old = numbers(m * n, seed + 3);
-            let parts = if constant { Parts::CONSTANT } else { Parts::of(n, k) };
+            let parts = if constant { Parts::CONSTANT } else { Parts::of(size) };
             let row = numbers(n, seed + 4);
             let start = match begins {
                 0 => Start::Nothing,
@@ -373,7 +387,7 @@ mod tests {
                 _ => Start::Old(f32::from(begins) - 1.0),
             };
             let adds = begins > 1;
-            let mut want = expected(size, a, b, alpha, parts.0, start, &old);
+            let mut want = expected(size, a, b, alpha, parts.products, start, &old);
             let limits = if ends < 2 { Limits::NONE } else { Limits { low: 0.0, high: 0.7 } };
             let bias = (ends % 2 == 1).then_some(&bias[..]);
             if ends > 0 {

@@ -3,7 +3,7 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use super::math;
+use super::{fraction, math};
 
 /// `f32` or `f64`.
 pub trait Real:
@@ -63,6 +63,16 @@ pub trait Real:
     /// Replaces every element by its sigmoid.
     fn sigmoid_slice(x: &mut [Self]) {
         x.iter_mut().for_each(|v| *v = v.sigmoid());
+    }
+
+    /// Replaces every element by its hyperbolic tangent; of `f32` by that of [`fraction`].
+    fn tanh_fraction_slice(x: &mut [Self]) {
+        Self::tanh_slice(x);
+    }
+
+    /// Replaces every element by its sigmoid; of `f32` by that of [`fraction`].
+    fn sigmoid_fraction_slice(x: &mut [Self]) {
+        Self::sigmoid_slice(x);
     }
 
     /// The greater of two numbers; NaN if either is NaN.
@@ -130,6 +140,12 @@ real!(f32, libm::expf, libm::logf, libm::log1pf, libm::tanhf, libm::powf, {
     }
     fn sigmoid_slice(x: &mut [f32]) {
         math::sigmoid_slice(x);
+    }
+    fn tanh_fraction_slice(x: &mut [f32]) {
+        fraction::tanh_slice(x);
+    }
+    fn sigmoid_fraction_slice(x: &mut [f32]) {
+        fraction::sigmoid_slice(x);
     }
 });
 real!(f64, libm::exp, libm::log, libm::log1p, libm::tanh, libm::pow, {});

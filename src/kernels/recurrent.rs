@@ -1,13 +1,15 @@
 //! Recurrent cells: LSTM, GRU and the plain one.
 //!
 //! The product of the inputs with their weights does not depend on the state, so it is computed for all steps at
-//! once; a step then costs one product of the states with the recurrent weights, and the gates.
+//! once; a step then costs one product of the states with the recurrent weights, and the gates. An LSTM adds them in the
+//! order of ONNX Runtime: the products with an input, those with a state, peepholes, and the sum of both biases.
 
 pub mod gradient;
+mod weights;
 
-use super::gemm::{Mat, MatMut, Number, Size, gemm};
+use super::gemm::Number;
 use super::real::Real;
-use super::simd::{self, Task};
+use weights::Weights;
 
 /// An activation function with its constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +31,10 @@ pub enum Function {
     Tanh,
     /// `1 / (1 + e^-x)`
     Sigmoid,
+    /// `tanh x` as a fraction, see [`fraction`](super::fraction)
+    TanhFraction,
+    /// `1 / (1 + e^-x)` as a fraction
+    SigmoidFraction,
     /// `alpha · x + beta`
     Affine,
     /// `x`, or `alpha · x` below 0
@@ -55,6 +61,8 @@ impl Activation {
         match self.function {
             Function::Tanh => T::tanh_slice(x),
             Function::Sigmoid => T::sigmoid_slice(x),
+            Function::TanhFraction => T::tanh_fraction_slice(x),
+            Function::SigmoidFraction => T::sigmoid_fraction_slice(x),
             Function::Relu => each(&|v| if v < zero { zero } else { v }),
             Function::Affine => each(&|v| alpha * v + beta),
             Function::LeakyRelu => each(&|v| if v < zero { alpha * v } else { v }),
@@ -140,6 +148,8 @@ pub struct Layer<'a, T> {
     pub weights: &'a [T],
     /// Recurrent weights, G · H × H.
     pub recurrent: &'a [T],
+    /// Are the weights, and the recurrent weights, laid out ahead? Their sums are then made of other parts.
+    pub ahead: [bool; 2],
     /// Biases of the input product and of the recurrent product, each G · H, or none.
     pub biases: Option<(&'a [T], &'a [T])>,
     /// Weights from the cell to the input, output and forget gates, each H, or none.
@@ -152,8 +162,21 @@ pub struct Layer<'a, T> {
 
 /// What rows of inputs or states are multiplied with.
 pub trait Product<T> {
-    /// The product of `count` rows, plus a bias.
-    fn apply(&self, x: &[T], count: usize, bias: Option<&[T]>) -> Vec<T>;
+    /// Adds the product of `count` rows to as many rows of `y`.
+    fn add(&self, x: &[T], count: usize, y: &mut [T]);
+}
+
+/// The product of `count` rows of which each has `width` elements, plus a bias.
+fn with_bias<T: Real>(
+    product: &dyn Product<T>,
+    x: &[T],
+    count: usize,
+    width: usize,
+    bias: Option<&[T]>,
+) -> Vec<T> {
+    let mut y = bias.map_or_else(|| vec![T::ZERO; count * width], |bias| bias.repeat(count));
+    product.add(x, count, &mut y);
+    y
 }
 
 /// Runs a layer over `x` (time × batch × input). Sequence `b` ends after `lengths[b]` steps. `h` and `c` (batch × H)
@@ -167,8 +190,8 @@ pub fn run<T: Real + Number>(
     emit: impl FnMut(usize, usize, &[T]),
 ) {
     let width = layer.cell.gates() * sizes.hidden;
-    let weights = Weights::new(layer.weights, sizes.input, width);
-    let recurrent = Weights::new(layer.recurrent, sizes.hidden, width);
+    let weights = Weights::new(layer.weights, sizes.input, width, layer.ahead[0]);
+    let recurrent = Weights::new(layer.recurrent, sizes.hidden, width, layer.ahead[1]);
     run_with(layer, (&weights, &recurrent), sizes, x, lengths, states, emit);
 }
 
@@ -183,35 +206,51 @@ pub fn run_with<T: Real + Number>(
     mut emit: impl FnMut(usize, usize, &[T]),
 ) {
     let (hidden, width) = (sizes.hidden, layer.cell.gates() * sizes.hidden);
-    let (input_bias, state_bias) = layer.biases.unzip();
-    let from_inputs = weights.apply(x, sizes.time * sizes.batch, input_bias);
+    let lstm = matches!(layer.cell, Cell::Lstm { .. });
+    let (input_bias, state_bias) = if lstm { (None, None) } else { layer.biases.unzip() };
+    let both: Option<Vec<T>> = layer.biases.map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| a + b).collect());
+    let from_inputs = with_bias(weights, x, sizes.time * sizes.batch, width, input_bias);
     let hidden_gate = match layer.cell {
         Cell::Gru { linear_before_reset: false } => {
-            Some(Weights::new(&layer.recurrent[2 * hidden * hidden..], hidden, hidden))
+            Some(Weights::new(&layer.recurrent[2 * hidden * hidden..], hidden, hidden, layer.ahead[1]))
         }
         _ => None,
     };
     let mut gates = vec![T::ZERO; width];
+    let mut from_states = vec![T::ZERO; sizes.batch * width];
     for step in 0..sizes.time {
-        let from_states = recurrent.apply(h, sizes.batch, state_bias);
-        for (b, &length) in lengths.iter().enumerate().filter(|&(_, &length)| step < length) {
-            let t = if layer.reverse { length - 1 - step } else { step };
-            gates.copy_from_slice(&from_inputs[(t * sizes.batch + b) * width..][..width]);
-            let states = &from_states[b * width..][..width];
-            let h = &mut h[b * hidden..][..hidden];
-            match layer.cell {
-                Cell::Lstm { coupled } => {
-                    add(&mut gates, states);
-                    layer.lstm(&mut gates, h, &mut c[b * hidden..][..hidden], coupled);
-                }
-                Cell::Gru { .. } => layer.gru(&mut gates, states, h, hidden_gate.as_ref()),
-                Cell::Plain => {
-                    add(&mut gates, states);
-                    layer.activate(0, &mut gates);
-                    h.copy_from_slice(&gates);
-                }
+        let time = |length: usize| if layer.reverse { length - 1 - step } else { step };
+        let input =
+            |b: usize, length: usize| &from_inputs[(time(length) * sizes.batch + b) * width..][..width];
+        let running = || lengths.iter().copied().enumerate().filter(|&(_, length)| step < length);
+        match state_bias {
+            Some(bias) => {
+                from_states.chunks_exact_mut(width.max(1)).for_each(|row| row.copy_from_slice(bias))
             }
-            emit(t, b, h);
+            None => from_states.fill(T::ZERO),
+        }
+        if lstm {
+            running()
+                .for_each(|(b, length)| from_states[b * width..][..width].copy_from_slice(input(b, length)));
+        }
+        recurrent.add(h, sizes.batch, &mut from_states);
+        for (b, length) in running() {
+            let states = &mut from_states[b * width..][..width];
+            let h = &mut h[b * hidden..][..hidden];
+            if let Cell::Lstm { coupled } = layer.cell {
+                layer.lstm(states, both.as_deref(), h, &mut c[b * hidden..][..hidden], coupled);
+                emit(time(length), b, h);
+                continue;
+            }
+            gates.copy_from_slice(input(b, length));
+            if let Cell::Gru { .. } = layer.cell {
+                layer.gru(&mut gates, states, h, hidden_gate.as_ref());
+            } else {
+                add(&mut gates, states);
+                layer.activate(0, &mut gates);
+                h.copy_from_slice(&gates);
+            }
+            emit(time(length), b, h);
         }
     }
 }
@@ -226,18 +265,25 @@ impl<T: Real + Number> Layer<'_, T> {
         }
     }
 
-    fn lstm(&self, gates: &mut [T], h: &mut [T], c: &mut [T], coupled: bool) {
+    /// `bias` is the sum of both biases.
+    fn lstm(&self, gates: &mut [T], bias: Option<&[T]>, h: &mut [T], c: &mut [T], coupled: bool) {
         let n = h.len();
         let (input, rest) = gates.split_at_mut(n);
         let (output, rest) = rest.split_at_mut(n);
         let (forget, cell) = rest.split_at_mut(n);
+        let activate = |which: usize, gate: usize, x: &mut [T]| {
+            if let Some(bias) = bias {
+                add(x, &bias[gate * n..][..n]);
+            }
+            self.activate(which, x);
+        };
         if let Some(p) = self.peepholes {
             add_product(input, &p[..n], c);
             add_product(forget, &p[2 * n..], c);
         }
-        self.activate(0, input);
-        self.activate(0, forget);
-        self.activate(1, cell);
+        activate(0, 0, input);
+        activate(0, 2, forget);
+        activate(1, 3, cell);
         for i in 0..n {
             let keep = if coupled { T::of(1.0) - input[i] } else { forget[i] };
             c[i] = keep * c[i] + input[i] * cell[i];
@@ -245,7 +291,7 @@ impl<T: Real + Number> Layer<'_, T> {
         if let Some(p) = self.peepholes {
             add_product(output, &p[n..2 * n], c);
         }
-        self.activate(0, output);
+        activate(0, 1, output);
         h.copy_from_slice(c);
         if let Some(activation) = self.activations.get(2) {
             activation.apply(h);
@@ -264,7 +310,7 @@ impl<T: Real + Number> Layer<'_, T> {
             None => add_product(hidden, reset, &states[2 * n..]),
             Some(weights) => {
                 let kept: Vec<T> = reset.iter().zip(&*h).map(|(&r, &h)| r * h).collect();
-                add(hidden, &weights.apply(&kept, 1, self.biases.map(|b| &b.1[2 * n..])));
+                add(hidden, &with_bias(weights, &kept, 1, n, self.biases.map(|b| &b.1[2 * n..])));
             }
         }
         self.activate(1, hidden);
@@ -280,64 +326,6 @@ fn add<T: Real>(sum: &mut [T], other: &[T]) {
 
 fn add_product<T: Real>(sum: &mut [T], a: &[T], b: &[T]) {
     sum.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (&a, &b))| *s += a * b);
-}
-
-/// A weight matrix turned over: `depth` rows of `width`, so that a product runs along them.
-struct Weights<T> {
-    depth: usize,
-    width: usize,
-    rows: Vec<T>,
-}
-
-impl<T: Real + Number> Weights<T> {
-    /// From `width` rows of `depth` elements.
-    fn new(weights: &[T], depth: usize, width: usize) -> Self {
-        let mut rows = vec![T::ZERO; weights.len()];
-        if depth > 0 {
-            for (column, row) in weights.chunks_exact(depth).enumerate() {
-                row.iter().enumerate().for_each(|(i, &w)| rows[i * width + column] = w);
-            }
-        }
-        Self { depth, width, rows }
-    }
-}
-
-impl<T: Real + Number> Product<T> for Weights<T> {
-    fn apply(&self, x: &[T], count: usize, bias: Option<&[T]>) -> Vec<T> {
-        let Self { depth, width, rows } = self;
-        let mut y = match bias {
-            Some(bias) => bias.repeat(count),
-            None => vec![T::ZERO; count * width],
-        };
-        if count == 1 {
-            // Too little work for the packing of a general product.
-            simd::run(Row { x, rows, y: &mut y });
-        } else {
-            let (size, one) = (Size { m: count, n: *width, k: *depth }, T::of(1.0));
-            gemm(size, one, Mat::rows(x, *depth), Mat::rows(rows, *width), one, MatMut::rows(&mut y, *width));
-        }
-        y
-    }
-}
-
-/// `y ← y + x · rows` for one vector.
-struct Row<'a, T> {
-    x: &'a [T],
-    rows: &'a [T],
-    y: &'a mut [T],
-}
-
-impl<T: Real> Task for Row<'_, T> {
-    #[inline(always)]
-    fn run(self) {
-        let Self { x, rows, y } = self;
-        if y.is_empty() {
-            return;
-        }
-        for (&x, row) in x.iter().zip(rows.chunks_exact(y.len())) {
-            y.iter_mut().zip(row).for_each(|(y, &w)| *y += x * w);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::elementwise::{RealMap, like_first, numbers, real, through_reals};
 use super::slots::{optional, required};
-use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, integer, Gradient};
+use super::{Attrs, ONNX, Op, OpDef, Operands, Rule, Runtime, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
@@ -177,7 +177,41 @@ impl RealMap for Activation {
     }
 }
 
+/// An activation whose `tanh` and sigmoid are the fractions of [`fraction`](crate::kernels::fraction).
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct InFractions(Activation);
+
+impl RealMap for InFractions {
+    fn map<T: Real>(&self, x: &[T]) -> Vec<T> {
+        match self.0 {
+            Activation::Sigmoid {} => of_slice(x, T::sigmoid_fraction_slice),
+            Activation::Tanh {} => of_slice(x, T::tanh_fraction_slice),
+            Activation::Swish { alpha } => {
+                let alpha = T::from(alpha);
+                through(x, |v| alpha * v, T::sigmoid_fraction_slice, |v, s| v * s)
+            }
+            other => other.map(x),
+        }
+    }
+}
+
+impl Op for InFractions {
+    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
+        self.0.infer(inputs)
+    }
+
+    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let x = required(inputs, 0)?;
+        if x.dtype().is_float() { Ok(vec![real(self, x)?]) } else { self.0.float(inputs) }
+    }
+}
+
 impl Op for Activation {
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        let fraction = matches!(self, Self::Sigmoid {} | Self::Tanh {} | Self::Swish { .. });
+        (runtime.optimized && fraction).then(|| Arc::new(InFractions(*self)) as Arc<dyn Op>)
+    }
+
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
         like_first(inputs)
     }

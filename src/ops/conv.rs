@@ -11,12 +11,12 @@ use std::sync::Arc;
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, optional, required};
 use super::window::{AutoPad, Window, extents};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, Extent, Limits, TensorType, element_count};
-use crate::kernels::conv::{Channels, conv, conv_finished, conv_transpose};
+use crate::kernels::conv::{Channels, Order, conv_finished, conv_transpose};
 use crate::kernels::finish::Finish;
 use crate::kernels::gemm::Number;
 use crate::kernels::window::{Axis, reach};
@@ -39,6 +39,8 @@ pub struct Conv {
     pub window: Window,
     /// Number of groups of channels.
     pub group: usize,
+    /// How its sums are ordered.
+    pub order: Order,
 }
 
 fn read_group(attrs: &mut Attrs) -> Result<usize, Fault> {
@@ -49,7 +51,7 @@ fn read_group(attrs: &mut Attrs) -> Result<usize, Fault> {
 impl Conv {
     /// Reads the attributes.
     pub fn read(attrs: &mut Attrs) -> Result<Self, Fault> {
-        Ok(Self { window: Window::read(attrs)?, group: read_group(attrs)? })
+        Ok(Self { window: Window::read(attrs)?, group: read_group(attrs)?, order: Order::Channels })
     }
 
     /// Checks the shapes of `X` and `W` against each other; returns the extents, the axes and the output's shape.
@@ -153,7 +155,8 @@ impl Convolution for Conv {
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
         let (channels, axes, shape) = self.place(x_shape, w_shape)?;
         check_bias(bias, w_shape.first())?;
-        Ok((conv(channels, &axes, x, w, bias)?, shape))
+        let mut finish = Finish::new(Limits::NONE);
+        Ok((conv_finished(channels, &axes, self.order, x, (w, bias), &mut finish)?, shape))
     }
 }
 
@@ -168,6 +171,12 @@ impl Op for Conv {
         apply(self, inputs)
     }
 
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        let w = runtime.ahead(1).filter(|_| runtime.optimized && !runtime.waits_for(2))?;
+        let blocks = Order::has_blocks(w.shape(), self.group);
+        blocks.then(|| Arc::new(Self { order: Order::Blocks, ..self.clone() }) as Arc<dyn Op>)
+    }
+
     fn finishes(&self) -> bool {
         true
     }
@@ -180,7 +189,7 @@ impl Op for Conv {
             let (channels, axes, shape) = self.place(x.1, w.1)?;
             check_bias(bias, w.1.first())?;
             let mut finish = Finish::new(limits);
-            let y = conv_finished(channels, &axes, x.0, w.0, bias, &mut finish)?;
+            let y = conv_finished(channels, &axes, self.order, x.0, (w.0, bias), &mut finish)?;
             Ok((Array::new(&shape, y)?, finish.extent()))
         };
         Some(compute())

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use super::operand::elements;
 use super::slots::{known, optional, required};
-use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, integer, Gradient};
+use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
 use crate::kernels::finish::Finish;
-use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
+use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm_in_parts};
 use crate::kernels::product::{Ending, Product, Start};
 use crate::kernels::simd::Isa;
 use crate::kernels::window::each_index;
@@ -21,7 +21,7 @@ use crate::kernels::window::each_index;
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
     OpDef { domain: ONNX, name: "Gemm", since: 1, parse: |attrs| Ok(Arc::new(Gemm::read(attrs)?)) },
-    OpDef { domain: ONNX, name: "MatMul", since: 1, parse: |_| Ok(Arc::new(MatMul)) },
+    OpDef { domain: ONNX, name: "MatMul", since: 1, parse: |_| Ok(Arc::new(MatMul::default())) },
 ];
 
 /// A type in which sums of products are computed: every number type but the 16-bit floating-point ones, which go
@@ -86,6 +86,24 @@ pub struct Gemm {
     pub trans_a: bool,
     /// `B` is given transposed.
     pub trans_b: bool,
+    /// How its sums are made.
+    pub right: Right,
+}
+
+/// What is known of the right matrix of a product, on which the parts of sums depend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Right {
+    /// It is a weight, laid out ahead of the run if it has two dimensions.
+    #[default]
+    Weight,
+    /// It is computed.
+    Computed,
+}
+
+impl Right {
+    fn of(runtime: &Runtime) -> Self {
+        if runtime.ahead(1).is_some() { Self::Weight } else { Self::Computed }
+    }
 }
 
 impl Gemm {
@@ -97,6 +115,7 @@ impl Gemm {
             beta: attrs.float("beta", 1.0)?,
             trans_a: attrs.flag("transA", false)?,
             trans_b: attrs.flag("transB", false)?,
+            right: Right::Weight,
         })
     }
 
@@ -117,6 +136,16 @@ impl Gemm {
         (a, if self.trans_b { Mat::transposed(b, k) } else { Mat::rows(b, n) })
     }
 
+    /// The parts of sums of products.
+    fn parts(&self, size: Size) -> Parts {
+        match self.right {
+            Right::Weight => Parts::CONSTANT,
+            // A matrix that is turned over on the way comes in narrow parts, however few columns there are.
+            Right::Computed if self.trans_a && size.n > 1 => Parts::each(128),
+            Right::Computed => Parts::of(size),
+        }
+    }
+
     fn compute<T: Summed>(
         &self,
         a: &Array,
@@ -134,7 +163,7 @@ impl Gemm {
         }
         let (a, b) = (T::read(a)?, T::read(b)?);
         let (a, b) = self.matrices(size, elements(&a)?, elements(&b)?);
-        gemm(size, alpha, a, b, T::ONE, MatMut::rows(&mut y, n));
+        gemm_in_parts(size, (alpha, T::ONE), a, b, MatMut::rows(&mut y, n), self.parts(size));
         Ok((y, [m, n]))
     }
 }
@@ -169,17 +198,18 @@ impl Op for Gemm {
     fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
         let real = |slot| optional(inputs, slot).map(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
         let (a, b, c) = (real(0)??, real(1)??, real(2));
-        let compute = |size: Size, start: Start| {
+        let compute = |size: Size, parts: Parts, start: Start| {
             let mut y = f32::result(element_count(&[size.m, size.n])?);
             let (a, b) = self.matrices(size, a.0, b.0);
             let mut finish = Finish::new(limits);
             let end = Some(Ending { bias: None, finish: &mut finish });
             let (alpha, c) = (self.alpha, MatMut::rows(&mut y, size.n));
-            Product { size, alpha, a, b, start, c, parts: Parts::CONSTANT, end }.compute(Isa::detect());
+            Product { size, alpha, a, b, start, c, parts, end }.compute(Isa::detect());
             Ok((Array::new(&[size.m, size.n], y)?, finish.extent()))
         };
         // What does not fit is told by whoever computes it in the other form.
         let size = self.size(a.1, b.1).ok()?;
+        let parts = Some(self.parts(size)).filter(|parts| !parts.line)?;
         let start = match c {
             None => Start::Nothing,
             Some(c) => match c? {
@@ -187,7 +217,11 @@ impl Op for Gemm {
                 _ => return None,
             },
         };
-        Some(compute(size, start))
+        Some(compute(size, parts, start))
+    }
+
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Self { right: Right::of(runtime), ..*self }))
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
@@ -211,8 +245,11 @@ fn same_length(k: &Dim, other: &Dim) -> Result<(), Fault> {
 }
 
 /// The product of matrices; leading axes are broadcast, one-dimensional operands are a row or a column.
-#[derive(Debug, Clone, Copy)]
-pub struct MatMul;
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MatMul {
+    /// How its sums are made.
+    pub right: Right,
+}
 
 /// Which matrices a product of batches multiplies.
 pub(super) struct Batches<'a> {
@@ -267,11 +304,12 @@ impl MatMul {
         a: (&[T], &[usize]),
         b: (&[T], &[usize]),
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
-        Self::compute_finished(a, b, &mut Finish::new(Limits::NONE))
+        Self::default().compute_finished(a, b, &mut Finish::new(Limits::NONE))
     }
 
     /// The same, after which elements of `f32` are limited and noted.
     fn compute_finished<T: Number>(
+        self,
         (a, a_shape): (&[T], &[usize]),
         (b, b_shape): (&[T], &[usize]),
         finish: &mut Finish,
@@ -282,8 +320,8 @@ impl MatMul {
         if y.is_empty() {
             return Ok((y, batches.shape));
         }
-        // One matrix for all is mostly a weight.
-        let parts = if b_shape.len() <= 2 { Parts::CONSTANT } else { Parts::of(n, k) };
+        let ahead = self.right == Right::Weight && b_shape.len() <= 2;
+        let parts = if ahead { Parts::CONSTANT } else { Parts::of(size) };
         let mut results = y.chunks_exact_mut(m * n);
         batches.each(|i, j| {
             let Some(y) = results.next() else { return };
@@ -356,7 +394,8 @@ impl Op for MatMul {
         let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
         in_sums!(a.dtype(), T => {
             let (xs, ws) = (T::read(a)?, T::read(b)?);
-            let (y, shape) = Self::compute((elements(&xs)?, a.shape()), (elements(&ws)?, b.shape()))?;
+            let (a, b) = ((elements(&xs)?, a.shape()), (elements(&ws)?, b.shape()));
+            let (y, shape) = self.compute_finished(a, b, &mut Finish::new(Limits::NONE))?;
             Array::new(&shape, y)
         })
     }
@@ -368,8 +407,12 @@ impl Op for MatMul {
     fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
         let real = |slot| optional(inputs, slot).and_then(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
         let (a, b, mut finish) = (real(0)?, real(1)?, Finish::new(limits));
-        let found = Self::compute_finished(a, b, &mut finish);
+        let found = self.compute_finished(a, b, &mut finish);
         Some(found.and_then(|(y, shape)| Ok((Array::new(&shape, y)?, finish.extent()))))
+    }
+
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Self { right: Right::of(runtime) }))
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
@@ -399,9 +442,10 @@ mod tests {
         #[test]
         fn what_is_finished_at_once_has_the_bits_of_the_other_form(
             (m, n, k) in (1usize..20, 1usize..60, 1usize..300), trans_a: bool, trans_b: bool, alpha in 1u8..3,
-            addend in 0u8..5, limited: bool,
+            addend in 0u8..5, limited: bool, computed: bool,
         ) {
-            let gemm = Gemm { alpha: alpha.into(), beta: if addend == 4 { 0.5 } else { 1.0 }, trans_a, trans_b };
+            let right = if computed { Right::Computed } else { Right::Weight };
+            let gemm = Gemm { alpha: alpha.into(), beta: if addend == 4 { 0.5 } else { 1.0 }, trans_a, trans_b, right };
             let numbers = |seed: usize, shape: &[usize]| {
                 let count = shape.iter().product();
                 let values = (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0);
@@ -429,7 +473,10 @@ mod tests {
                     prop_assert_eq!(y.slice::<f32>().unwrap(), &want[..]);
                     prop_assert_eq!(extent, crate::kernels::finish::extent(&want));
                 }
-                None => prop_assert!(addend > 2 && (m > 1 || addend == 4)),
+                None => {
+                    let line = gemm.parts(Size { m, n, k }).line;
+                    prop_assert!(addend > 2 && (m > 1 || addend == 4) || line);
+                }
             }
         }
     }

@@ -16,7 +16,8 @@ use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, DType, Dim, TensorType};
-use crate::kernels::normalize::{affine, affine_channels, moments};
+use crate::kernels::gemm::Number;
+use crate::kernels::normalize::{affine, affine_channels, layer, moments};
 use crate::kernels::reduce::sum_squares;
 
 /// The operators of this family.
@@ -277,7 +278,7 @@ impl LayerNormalization {
     }
 
     /// y, mean and 1 / deviation.
-    fn run<T: Real>(&self, inputs: &[Option<Array>]) -> Result<[Array; 3], Fault> {
+    fn run<T: Real + Number>(&self, inputs: &[Option<Array>]) -> Result<[Array; 3], Fault> {
         let x = required(inputs, 0)?;
         let axis = slots::axis(self.axis, x.rank())?;
         let n: usize = x.shape()[axis..].iter().product();
@@ -289,15 +290,14 @@ impl LayerNormalization {
         let mut scales = scale.chunks_exact(n.max(1)).cycle();
         let mut biases = bias.iter().flat_map(|b| b.chunks_exact(n.max(1)).cycle());
         for run in y.chunks_exact_mut(n.max(1)) {
-            let (mean, variance) = match self.centered {
-                true => moments(run),
-                false => (T::ZERO, sum_squares(run, T::ZERO) / T::of(n as f64)),
+            let (scale, bias) = (scales.next().unwrap_or(&[]), biases.next());
+            let (mean, inverse) = if self.centered {
+                layer(run, scale, bias, epsilon)
+            } else {
+                let inverse = T::of(1.0) / (sum_squares(run, T::ZERO) / T::of(n as f64) + epsilon).sqrt();
+                run.iter_mut().zip(scale).for_each(|(v, &s)| *v = *v * inverse * s);
+                (T::ZERO, inverse)
             };
-            let inverse = T::ONE / (variance + epsilon).sqrt();
-            for (v, &s) in run.iter_mut().zip(scales.next().unwrap_or(&[])) {
-                *v = (*v - mean) * inverse * s;
-            }
-            run.iter_mut().zip(biases.next().unwrap_or(&[])).for_each(|(v, &b)| *v += b);
             means.push(mean);
             inverses.push(inverse);
         }

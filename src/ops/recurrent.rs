@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
 use super::slots::{known, optional, required};
-use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef, Runtime};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, TensorType, element_count};
@@ -61,6 +61,8 @@ pub struct Recurrent {
     pub clip: Option<f32>,
     /// Layout 1: batch × time × input.
     pub batch_first: bool,
+    /// Are the weights, and the recurrent weights, laid out ahead of a run?
+    pub ahead: [bool; 2],
 }
 
 impl Recurrent {
@@ -106,6 +108,7 @@ impl Recurrent {
             activations: activations.collect::<Result<_, _>>()?,
             clip: attrs.opt_float("clip")?.filter(|&c| c > 0.0),
             batch_first: attrs.version() >= 14 && attrs.flag("layout", false)?,
+            ahead: [true; 2],
         }))
     }
 
@@ -164,6 +167,7 @@ impl Recurrent {
                 reverse: self.direction == Direction::Reverse || way == 1,
                 weights: part(&weights, way, ways),
                 recurrent: part(&recurrent, way, ways),
+                ahead: self.ahead,
                 biases: biases.as_ref().map(|b| part(b, way, ways).split_at(width)),
                 peepholes: peepholes.as_ref().map(|p| part(p, way, ways)),
                 activations: &self.activations[way * count..][..count],
@@ -258,6 +262,20 @@ impl Op for Recurrent {
 
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
         in_reals!(required(inputs, 0)?.dtype(), T => self.run::<T>(inputs, None))
+    }
+
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        let mut layer = Self { ahead: [1, 2].map(|slot| runtime.ahead(slot).is_some()), ..self.clone() };
+        if runtime.optimized && matches!(self.cell, Cell::Lstm { .. }) {
+            for activation in &mut layer.activations {
+                activation.function = match activation.function {
+                    Function::Tanh => Function::TanhFraction,
+                    Function::Sigmoid => Function::SigmoidFraction,
+                    other => other,
+                };
+            }
+        }
+        Some(Arc::new(layer))
     }
 
     fn gradient(&self) -> Option<&dyn Gradient> {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use qonnx::calibrate::histogram::Histogram;
 use qonnx::interpret::{Numerics, Program};
 use qonnx::ir::{Array, Limits};
-use qonnx::kernels::conv::{Channels, conv_finished};
+use qonnx::kernels::conv::{Channels, Order, conv_finished};
 use qonnx::kernels::finish::{self, Finish};
 use qonnx::kernels::gemm::{Mat, MatMut, Size, gemm};
 use qonnx::kernels::simd::Isa;
@@ -150,7 +150,14 @@ fn convolution(
     let work = 2 * groups * output * input * kernel * kernel * axis.output * axis.output;
     let run = move || {
         let mut finish = Finish::new(Limits { low: 0.0, high: 6.0 });
-        let y = conv_finished(channels, &[axis, axis], black_box(&x), &w, Some(&bias), &mut finish);
+        let y = conv_finished(
+            channels,
+            &[axis, axis],
+            Order::Channels,
+            black_box(&x),
+            (&w, Some(&bias)),
+            &mut finish,
+        );
         drop(black_box(y));
     };
     Kernel {

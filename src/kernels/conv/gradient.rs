@@ -4,7 +4,7 @@
 //! gathered taps, and `∂x` is the transposed convolution of it. Groups of one input channel go through [`Phases`] as on
 //! the way there.
 
-use super::{Channels, gather, tile_width};
+use super::{Channels, Order, gather, tile_width};
 use crate::error::Fault;
 use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};
 use crate::kernels::window::{Axis, Phases, volume};
@@ -66,7 +66,7 @@ fn gathered_weight<T: Number>(
         for first in (0..plane_out).step_by(width) {
             let width = width.min(plane_out - first);
             let columns = &mut columns[..depth * width];
-            gather(axes, input, x, first, width, columns);
+            gather(axes, (input, Order::Channels), x, first, width, columns);
             let size = Size { m: output, n: depth, k: width };
             let dy = Mat { data: &dy[first..], row: plane_out, col: 1 };
             gemm(size, T::ONE, dy, Mat::transposed(columns, width), T::ONE, MatMut::rows(dw, depth));

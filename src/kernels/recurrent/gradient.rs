@@ -4,7 +4,7 @@
 //! gates and by the state before it. The products with the weights are put off to the end, when the gates of all steps
 //! make one matrix. All derivatives of the activations follow from what they returned.
 
-use super::{Activation, Cell, Function, Layer, Product, Sizes, Weights, add};
+use super::{Activation, Cell, Function, Layer, Sizes, Weights, add, with_bias};
 use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};
 use crate::kernels::real::Real;
 
@@ -59,8 +59,8 @@ impl Activation {
         let when = |holds: bool, slope: T| if holds { slope } else { zero };
         match self.function {
             Function::Relu | Function::ThresholdedRelu => when(y > zero, one),
-            Function::Tanh => one - y * y,
-            Function::Sigmoid => y * (one - y),
+            Function::Tanh | Function::TanhFraction => one - y * y,
+            Function::Sigmoid | Function::SigmoidFraction => y * (one - y),
             Function::Affine => alpha,
             Function::LeakyRelu => {
                 if y < zero {
@@ -186,11 +186,12 @@ impl<T: Real + Number> Layer<'_, T> {
         let (n, width) = (sizes.hidden, self.cell.gates() * sizes.hidden);
         let rows = sizes.time * sizes.batch;
         let (input_bias, state_bias) = self.biases.unzip();
-        let from_inputs = Weights::new(self.weights, sizes.input, width).apply(read.x, rows, input_bias);
-        let recurrent = Weights::new(self.recurrent, n, width);
+        let weights = Weights::new(self.weights, sizes.input, width, true);
+        let from_inputs = with_bias(&weights, read.x, rows, width, input_bias);
+        let recurrent = Weights::new(self.recurrent, n, width, true);
         let hidden_gate = match self.cell {
             Cell::Gru { linear_before_reset: false } => {
-                Some(Weights::new(&self.recurrent[2 * n * n..], n, n))
+                Some(Weights::new(&self.recurrent[2 * n * n..], n, n, true))
             }
             _ => None,
         };
@@ -200,7 +201,7 @@ impl<T: Real + Number> Layer<'_, T> {
         let mut trace =
             Trace { gates: vec![T::ZERO; rows * width], h: zeros(), c: (zeros(), zeros()), hidden: zeros() };
         for step in 0..sizes.time {
-            let from_states = recurrent.apply(&h, sizes.batch, state_bias);
+            let from_states = with_bias(&recurrent, &h, sizes.batch, width, state_bias);
             for (b, &length) in read.lengths.iter().enumerate().filter(|&(_, &length)| step < length) {
                 let row = if self.reverse { length - 1 - step } else { step } * sizes.batch + b;
                 let gates = &mut trace.gates[row * width..][..width];
@@ -212,7 +213,7 @@ impl<T: Real + Number> Layer<'_, T> {
                 match self.cell {
                     Cell::Lstm { coupled } => {
                         add(gates, states);
-                        self.lstm(gates, h, c, coupled);
+                        self.lstm(gates, None, h, c, coupled);
                     }
                     Cell::Gru { .. } => {
                         trace.hidden[row * n..][..n].copy_from_slice(&states[2 * n..]);

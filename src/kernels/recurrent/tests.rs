@@ -89,6 +89,7 @@ proptest! {
             reverse,
             weights: &weights,
             recurrent: &recurrent,
+            ahead: [reverse, biased],
             biases: biased.then_some((&biases[0], &biases[1])),
             peepholes: peeping.then_some(&peepholes),
             activations,

@@ -63,9 +63,8 @@ struct Rounding {
 }
 
 impl Product<f32> for Rounding {
-    fn apply(&self, x: &[f32], count: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    fn add(&self, x: &[f32], _: usize, y: &mut [f32]) {
         let width = self.scales.len();
-        let mut y = bias.map_or_else(|| vec![0.0; count * width], |bias| bias.repeat(count));
         let (low, high) = x.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
         let scale = if high == low { 1.0 } else { (high - low) / 255.0 };
         let zero = (-low / scale).clamp(0.0, 255.0).round_ties_even() as u8;
@@ -75,7 +74,6 @@ impl Product<f32> for Rounding {
             let own = self.scales[first..].iter().zip(sums);
             y[row * width + first..].iter_mut().zip(own).for_each(|(y, (w, &sum))| *y += sum as f32 * (scale * w));
         });
-        y
     }
 }
 

@@ -53,6 +53,7 @@ impl Recurrent {
                 reverse: self.direction == Direction::Reverse || way == 1,
                 weights: part(&weights, way, ways),
                 recurrent: part(&recurrent, way, ways),
+                ahead: self.ahead,
                 biases: biases.as_ref().map(|b| part(b, way, ways).split_at(width)),
                 peepholes: peepholes.as_ref().map(|p| part(p, way, ways)),
                 activations: &self.activations[way * count..][..count],
