@@ -9,14 +9,21 @@
 //! Results of the interpreter depend on the model and its inputs alone, whatever the number of threads. How they
 //! compare with ONNX Runtime's:
 //!
-//! * [`Numerics::Ort`]: quantized operators give the bytes of ONNX Runtime's integer kernels on x86-64 with AVX2, FMA
-//!   and VNNI. Operators that both compute in float may differ in the last digits: its optimized convolutions add in
-//!   another order, means and normalizations too, and its `tanh` and sigmoid are other, less exact functions. Where such
-//!   a result is quantized and lies close to a tie, it may become the neighbouring integer (one element in 10⁵ to 10⁶),
-//!   and what is computed from it follows.
-//! * [`Numerics::Spec`]: what moves or rounds elements is exact. Sums of products are fused multiply-adds in parts, as
-//!   ONNX Runtime has them on one thread without optimizations, on x86-64; `exp` and `erf` are its functions. The others
-//!   are as above, with the same effect behind each of them.
+//! * [`Numerics::Ort`] follows its default optimizations, on one thread of an x86-64 processor with AVX-512 and VNNI. The
+//!   same bits come from quantized operators, also from a product of real numbers with 8-bit weights, for which it rounds
+//!   the former to bytes too. They come from convolutions (which it lays out in blocks of channels where their numbers
+//!   fit, and then adds in another order), products, LSTM, Softmax, LayerNormalization, ReduceL2, GlobalAveragePool, `exp`
+//!   and `erf`, and from `tanh` and the sigmoid, which are fractions there and lose digits.
+//! * [`Numerics::Spec`] follows it without optimizations. What moves or rounds elements is exact. Sums of products, Softmax,
+//!   LayerNormalization, GlobalAveragePool, `exp` and `erf` have the same bits. `tanh`, the sigmoid and ReduceL2 are more
+//!   exact here, and a convolution with one input channel in each group adds fused products one by one, where ONNX Runtime
+//!   adds four at a time.
+//!
+//! Both may differ in the last digits in other reductions, GRU and RNN, average pools of which ONNX Runtime knows that the
+//! channels make whole blocks, and where it makes one operator of several: a product and the addition of a constant,
+//! an addition and a normalization, a convolution in blocks and an addition. Where such a result is quantized and lies
+//! close to a tie, it may become the neighbouring integer (one element in 10⁵ to 10⁶), and what is computed from it
+//! follows.
 //!
 //! On other processors ONNX Runtime itself computes otherwise:
 //!
@@ -102,7 +109,7 @@ pub enum Numerics {
     #[default]
     Spec,
     /// An operator between DequantizeLinear and QuantizeLinear computes on integers, as ONNX Runtime's fused x86-64
-    /// kernels do. With `x`, `w`, `y` as scales: products are exact 32-bit sums times `x·w / y`, rounded once, halves to
+    /// kernels do, and any other on real numbers as its optimized kernels do. With `x`, `w`, `y` as scales: products are exact 32-bit sums times `x·w / y`, rounded once, halves to
     /// even; Add is two fused multiply-adds, Mul one factor; one-to-one functions and Softmax go through tables.
     Ort,
 }

@@ -26,7 +26,12 @@ pub(super) struct Builder<'a> {
     pub filled_by: HashMap<usize, usize>,
     /// Values that ONNX Runtime computes from stored numbers before it runs.
     known_ahead: HashSet<ValueId>,
+    /// What it knows of the values around the graph before it runs.
+    around: Around<'a>,
 }
+
+/// The numbers of this name that are known ahead of a run.
+type Around<'a> = &'a dyn Fn(&str) -> Option<Array>;
 
 impl Program {
     /// Compiles a graph that is to compute by the ONNX definition. Operators that are not known are noticed when a run
@@ -37,7 +42,11 @@ impl Program {
 
     /// Compiles a graph whose quantized operators are to compute in this way.
     pub fn with_numerics(graph: &Graph, numerics: Numerics) -> Result<Self, Error> {
-        let mut builder = Builder::new(graph, numerics);
+        Self::within(graph, numerics, &|_| None)
+    }
+
+    fn within(graph: &Graph, numerics: Numerics, around: Around) -> Result<Self, Error> {
+        let mut builder = Builder::new(graph, numerics, around);
         for id in schedule(graph).map_err(|f| f.at("scheduling"))? {
             if numerics == Numerics::Spec || !builder.on_integers(id) {
                 builder.plain(id)?;
@@ -48,18 +57,25 @@ impl Program {
 }
 
 impl<'a> Builder<'a> {
-    fn new(graph: &'a Graph, numerics: Numerics) -> Self {
+    fn new(graph: &'a Graph, numerics: Numerics, around: Around<'a>) -> Self {
         let slots: HashMap<ValueId, usize> =
             graph.values().enumerate().map(|(slot, id)| (id, slot)).collect();
         let mut initial = vec![None; slots.len()];
-        let mut captures = Vec::new();
+        let (mut captures, mut known_ahead) = (Vec::new(), HashSet::new());
         for (&id, &slot) in &slots {
             let value = graph.value(id);
             if let Some(tensor) = value.constant.as_ref().or(value.default.as_ref()) {
                 // A constant of a type that has no array (complex numbers) is missed by whoever reads it.
                 initial[slot] = tensor.array().ok().map(Datum::Tensor);
             }
-            if value.captured {
+            if !value.captured {
+                continue;
+            }
+            // With optimizations, what is stored around a graph is like its own.
+            if let Some(array) = around(&value.name).filter(|_| numerics == Numerics::Ort) {
+                initial[slot] = Some(Datum::Tensor(array));
+                known_ahead.insert(id);
+            } else {
                 captures.push((value.name.clone(), slot));
             }
         }
@@ -76,7 +92,8 @@ impl<'a> Builder<'a> {
             real: HashSet::new(),
             types: HashMap::new(),
             filled_by: HashMap::new(),
-            known_ahead: HashSet::new(),
+            known_ahead,
+            around,
         }
     }
 
@@ -119,7 +136,15 @@ impl<'a> Builder<'a> {
             (Some(op), None) => match op.control() {
                 None => Action::Compute(self.as_runtime_has_it(id, op)),
                 Some(control) => {
-                    let body = |graph| Program::with_numerics(graph, self.numerics);
+                    let captured = graph.captures_of(id);
+                    let around = |name: &str| match captured.iter().find(|&&v| graph.name(v) == name) {
+                        Some(&value) => match self.given(value) {
+                            Given::Ahead(array) => Some(array.clone()),
+                            _ => (self.around)(name),
+                        },
+                        None => (self.around)(name),
+                    };
+                    let body = |graph| Program::within(graph, self.numerics, &around);
                     let function = op.body().map(|graph| ("function".to_string(), graph));
                     let own = node.bodies.iter().map(|b| (b.name.clone(), &b.graph));
                     let bodies = own.chain(function).map(|(name, graph)| Ok((name, body(graph)?)));
@@ -152,14 +177,26 @@ impl<'a> Builder<'a> {
 
     /// The operator with the sums and functions of ONNX Runtime.
     fn as_runtime_has_it(&self, id: NodeId, op: &Arc<dyn Op>) -> Arc<dyn Op> {
-        let given = |value: Option<ValueId>| {
-            let Some(value) = value else { return Given::Absent };
-            let ahead = self.graph.constant(value).is_some() || self.known_ahead.contains(&value);
-            self.constant(self.slot(value)).filter(|_| ahead).map_or(Given::Later, Given::Ahead)
-        };
-        let inputs: Vec<Given> = self.graph.inputs_of(id).into_iter().map(given).collect();
+        let values = self.graph.inputs_of(id);
+        let around: Vec<Option<Array>> =
+            values.iter().map(|v| v.and_then(|v| (self.around)(self.graph.name(v)))).collect();
+        let inputs: Vec<Given> = values
+            .into_iter()
+            .zip(&around)
+            .map(|(value, around)| match (value.map(|v| self.given(v)), around) {
+                (None, _) => Given::Absent,
+                (Some(Given::Later), Some(array)) => Given::Ahead(array),
+                (Some(given), _) => given,
+            })
+            .collect();
         let runtime = Runtime { optimized: self.numerics == Numerics::Ort, inputs: &inputs };
         op.in_runtime(&runtime).unwrap_or_else(|| op.clone())
+    }
+
+    /// What ONNX Runtime knows of a value before it runs.
+    fn given(&self, value: ValueId) -> Given<'_> {
+        let ahead = self.graph.constant(value).is_some() || self.known_ahead.contains(&value);
+        self.constant(self.slot(value)).filter(|_| ahead).map_or(Given::Later, Given::Ahead)
     }
 
     /// The bytes of what the node returns, if they are known now.

@@ -83,6 +83,7 @@ impl Builder<'_> {
     fn biased_product(&mut self, id: NodeId) -> Option<bool> {
         let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, right: Right::default() };
         self.graph.node(id).op_as::<MatMul>()?;
+        self.exact_input(id, 0)?;
         let add = self.graph.only_use(self.graph.output(id, 0)?)?;
         let binary = self.graph.node(add.node).op_as::<Binary>()?;
         let other = match add.port {

@@ -5,6 +5,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+pub mod blocks;
 pub mod conv;
 pub mod depthwise;
 pub mod elementwise;

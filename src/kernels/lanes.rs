@@ -109,11 +109,9 @@ impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn store_part(self, to: *mut f32, mask: [bool; 4]) {
-        for i in 0..4 {
-            if mask[i] {
-                // SAFETY: the caller vouches for the elements of the mask.
-                unsafe { *to.wrapping_add(i) = self.0[i] }
-            }
+        for (i, x) in self.0.into_iter().enumerate().filter(|&(i, _)| mask[i]) {
+            // SAFETY: the caller vouches for the elements of the mask.
+            unsafe { *to.wrapping_add(i) = x }
         }
     }
 

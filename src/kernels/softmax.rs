@@ -70,7 +70,8 @@ impl<T: Real> Task for Lanes<'_, T> {
             .chain([(0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (4, 6), (0, 4)])
         {
             for i in 0..inner {
-                lanes[lane * inner + i] = lanes[lane * inner + i] + lanes[other * inner + i];
+                let more = lanes[other * inner + i];
+                lanes[lane * inner + i] += more;
             }
         }
     }

@@ -4,6 +4,7 @@
 //! The arithmetic is that of ONNX Runtime's kernels for x86-64 with AVX2 or better, and 32-bit sums that do not saturate.
 //! Where other processors differ is told in [`interpret`](crate::interpret#what-is-exact-and-what-is-not).
 
+mod blocks;
 pub mod conv;
 pub mod elementwise;
 pub mod pool;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::operand::{elements};
 use super::slots::{self, around, constant, known, optional, required};
-use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef, Rule};
+use super::{Attrs, Fact, Gradient, ONNX, Op, OpDef, Rule, Runtime};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{Array, Dim, TensorType};
@@ -99,7 +99,10 @@ impl Reduce {
         Ok(mask)
     }
 
-    fn run<T: Number>(&self, x: &Array, mask: &[bool]) -> Result<Array, Fault> {
+    /// The elements with those that are reduced to one side by side, the extents before, of and behind them, and the
+    /// shape of the result.
+    #[allow(clippy::type_complexity)]
+    fn arrange(&self, x: &Array, mask: &[bool]) -> Result<(Array, (usize, usize, usize), Vec<usize>), Fault> {
         let shape = x.shape();
         let run = mask.iter().position(|&m| m).map_or(shape.len()..shape.len(), |first| {
             first..first + mask[first..].iter().take_while(|&&m| m).count()
@@ -114,13 +117,38 @@ impl Reduce {
             let count = |part: &[usize]| part.iter().product();
             (x.clone(), (count(&shape[..run.start]), count(&shape[run.clone()]), count(&shape[run.end..])))
         };
-        let y = T::reduce(self.kind, elements(moved.typed::<T>()?)?, extents)?;
         let kept = shape.iter().zip(mask).filter_map(|(&d, &m)| match (m, self.keepdims) {
             (false, _) => Some(d),
             (true, true) => Some(1),
             (true, false) => None,
         });
-        T::array(&kept.collect::<Vec<_>>(), y)
+        Ok((moved, extents, kept.collect()))
+    }
+
+    fn run<T: Number>(&self, x: &Array, mask: &[bool]) -> Result<Array, Fault> {
+        let (moved, extents, shape) = self.arrange(x, mask)?;
+        T::array(&shape, T::reduce(self.kind, elements(moved.typed::<T>()?)?, extents)?)
+    }
+}
+
+/// A norm whose squares of `f32` are added one after the other, as ONNX Runtime does along the last axes.
+#[derive(Debug)]
+struct InOrder(Reduce);
+
+impl Op for InOrder {
+    fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {
+        self.0.infer(inputs)
+    }
+
+    fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault> {
+        let x = required(inputs, 0)?;
+        let (moved, (_, n, inner), shape) = self.0.arrange(x, &self.0.mask(optional(inputs, 1), x.rank())?)?;
+        if moved.get::<f32>().is_none() || inner != 1 || n == 0 {
+            return self.0.float(inputs);
+        }
+        let norm = |run: &[f32]| run.iter().fold(0.0, |sum, v| sum + v * v).sqrt();
+        let y = elements(moved.typed::<f32>()?)?.chunks_exact(n).map(norm).collect();
+        Ok(vec![Array::new(&shape, y)?])
     }
 }
 
@@ -150,6 +178,11 @@ impl Op for Reduce {
         let wide = number::widened(x)?;
         let y: Result<Array, Fault> = number::dispatch!(wide.dtype(), T => self.run::<T>(&wide, &mask));
         Ok(vec![number::narrowed(y?, x.dtype())])
+    }
+
+    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+        let norm = runtime.optimized && self.kind == Kind::L2;
+        norm.then(|| Arc::new(InOrder(self.clone())) as Arc<dyn Op>)
     }
 
     fn rule(&self) -> Rule {

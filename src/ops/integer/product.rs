@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::blocks;
 use super::conv::spread;
 use super::{constant, flip, from_raw, range, raw, sign_flip, signed_zero, unsigned_zero};
 use crate::error::Fault;
@@ -32,9 +33,10 @@ struct Product {
     slots: &'static [usize],
 }
 
-/// The kernel of MatMul: `B` has one scale, or one for each column if it has two dimensions.
+/// The kernel of MatMul: `B` has one scale, or one for each column if it has two dimensions. `A` may be real if it is a
+/// constant.
 pub fn matmul(unit: &Unit) -> Option<Box<dyn Kernel>> {
-    prepare(unit, (false, false), Vec::new(), &[1])
+    blocks::matmul(unit).or_else(|| prepare(unit, (false, false), Vec::new(), &[1]))
 }
 
 /// The kernel of Gemm without coefficients, with a bias of 32-bit integers in the scale of the sums, or a real one that

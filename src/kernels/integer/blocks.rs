@@ -1,0 +1,184 @@
+//! The product of real rows with a matrix of bytes, for which the rows are rounded to bytes themselves, block by block.
+//!
+//! This is what ONNX Runtime makes of a product of real numbers with 8-bit weights on x86-64 with AVX-512 and VNNI
+//! (`MatMulNBits` of accuracy level 4, `sqnbitgemm_kernel_avx512_int8_blklen32.h`): 32 elements `x` of a row share the scale
+//! `max |x| / 127`. The weights stay unsigned; what their zero point adds is a second product, of the blocks' sums.
+
+use crate::kernels::simd::{self, Task};
+
+/// Elements that share a scale.
+const BLOCK: usize = 32;
+/// Neighbouring products that are summed as integers.
+const GROUP: usize = 4;
+/// Groups of a block.
+const GROUPS: usize = BLOCK / GROUP;
+/// The block among four, and the two of its groups, that one of sixteen lanes sums.
+const LANES: [(usize, usize, usize); 16] = [
+    (0, 0, 2),
+    (0, 1, 3),
+    (2, 0, 2),
+    (2, 1, 3),
+    (0, 4, 6),
+    (0, 5, 7),
+    (2, 4, 6),
+    (2, 5, 7),
+    (1, 0, 2),
+    (1, 1, 3),
+    (3, 0, 2),
+    (3, 1, 3),
+    (1, 4, 6),
+    (1, 5, 7),
+    (3, 4, 6),
+    (3, 5, 7),
+];
+
+/// A matrix of bytes, laid out by columns.
+#[derive(Debug)]
+pub struct Blocks {
+    depth: usize,
+    /// Column after column, each filled up to whole blocks.
+    bytes: Vec<u8>,
+    /// The scale of each column, and what its zero point stands for with the sign turned.
+    scales: Vec<(f32, f32)>,
+}
+
+impl Blocks {
+    /// From `depth` rows of unsigned bytes, and the scale and zero point of each column.
+    pub fn new(rows: &[u8], depth: usize, columns: impl Iterator<Item = (f32, u8)>) -> Self {
+        let scales: Vec<(f32, f32)> =
+            columns.map(|(scale, zero)| (scale, -(scale * f32::from(zero)))).collect();
+        let stride = depth.next_multiple_of(BLOCK);
+        let mut bytes = vec![0; stride * scales.len()];
+        for (i, row) in rows.chunks_exact(scales.len().max(1)).enumerate() {
+            row.iter().enumerate().for_each(|(j, &b)| bytes[j * stride + i] = b);
+        }
+        Self { depth, bytes, scales }
+    }
+
+    /// The number of columns.
+    pub fn columns(&self) -> usize {
+        self.scales.len()
+    }
+
+    /// The length of a row.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// `y ← x · matrix` for rows of `x` and `y`.
+    pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
+        simd::run(Multiply { matrix: self, x, y });
+    }
+}
+
+struct Multiply<'a> {
+    matrix: &'a Blocks,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Task for Multiply<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { matrix: Blocks { depth, bytes, scales }, x, y } = self;
+        if *depth == 0 || scales.is_empty() {
+            return y.fill(0.0);
+        }
+        let (mut row, mut parameters) = (Vec::new(), Vec::new());
+        let stride = depth.next_multiple_of(BLOCK);
+        for (x, y) in x.chunks_exact(*depth).zip(y.chunks_exact_mut(scales.len())) {
+            round(x, &mut row, &mut parameters);
+            let whole = y.len() - y.len() % 4;
+            for (j, (y, &(scale, zero))) in y.iter_mut().zip(scales).enumerate() {
+                let l = sums(&row, &parameters, &bytes[j * stride..][..stride], scale);
+                let sum = if j < whole {
+                    (((l[0] + l[1]) + l[2]) + l[3]) + (((l[4] + l[5]) + l[6]) + l[7])
+                } else {
+                    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+                };
+                *y = sum + parameters.iter().fold(0.0f32, |sum, &(_, block)| block.mul_add(zero, sum));
+            }
+        }
+    }
+}
+
+/// Rounds a row: the bytes of whole blocks, and for each its scale and the scaled sum of its bytes.
+#[inline(always)]
+fn round(x: &[f32], row: &mut Vec<i32>, parameters: &mut Vec<(f32, f32)>) {
+    row.clear();
+    parameters.clear();
+    for block in x.chunks(BLOCK) {
+        let most = block.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let (scale, inverse) = (most / 127.0, if most == 0.0 { 0.0 } else { 127.0 / most });
+        let start = row.len();
+        row.extend(block.iter().map(|v| (v * inverse).round_ties_even() as i32));
+        row.resize(start + BLOCK, 0);
+        parameters.push((scale, scale * row[start..].iter().sum::<i32>() as f32));
+    }
+}
+
+/// The product of a row with a column in eight lanes.
+#[inline(always)]
+fn sums(row: &[i32], parameters: &[(f32, f32)], column: &[u8], scale: f32) -> [f32; GROUPS] {
+    let mut lanes = [0.0f32; 16];
+    let (rows, columns) = (row.as_chunks::<BLOCK>().0, column.as_chunks::<BLOCK>().0);
+    let groups = |at: usize| -> [i32; GROUPS] {
+        let (x, w) = (rows[at].as_chunks::<GROUP>().0, columns[at].as_chunks::<GROUP>().0);
+        std::array::from_fn(|g| {
+            (0..GROUP).map(|i| x[g][i].wrapping_mul(w[g][i].into())).fold(0, i32::wrapping_add)
+        })
+    };
+    let whole = rows.len() - rows.len() % 4;
+    for first in (0..whole).step_by(4) {
+        let dots = [0, 1, 2, 3].map(|b| groups(first + b));
+        let scales = [0, 1, 2, 3].map(|b| scale * parameters[first + b].0);
+        for (lane, (block, a, b)) in lanes.iter_mut().zip(LANES) {
+            *lane = (dots[block][a].wrapping_add(dots[block][b]) as f32).mul_add(scales[block], *lane);
+        }
+    }
+    let mut halves: [f32; GROUPS] = std::array::from_fn(|i| lanes[i] + lanes[i + GROUPS]);
+    for (at, (step, _)) in parameters.iter().enumerate().take(rows.len()).skip(whole) {
+        let scale = scale * step;
+        for (half, dot) in halves.iter_mut().zip(groups(at)) {
+            *half = (dot as f32).mul_add(scale, *half);
+        }
+    }
+    halves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_is_near_the_product_of_reals(depth in 1usize..300, n in 1usize..9, rows in 1usize..4, seed in 0usize..9) {
+            let number = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0;
+            let x: Vec<f32> = (0..rows * depth).map(number).collect();
+            let bytes: Vec<u8> = (0..depth * n).map(|i| ((i * 7919 + seed) % 251) as u8).collect();
+            let columns: Vec<(f32, u8)> = (0..n).map(|j| (0.01 + j as f32 / 100.0, 100 + j as u8)).collect();
+            let matrix = Blocks::new(&bytes, depth, columns.iter().copied());
+            let mut y = vec![f32::NAN; rows * n];
+            matrix.multiply(&x, &mut y);
+            for (at, y) in y.iter().enumerate() {
+                let (row, (scale, zero)) = (&x[at / n * depth..][..depth], columns[at % n]);
+                let weight = |k: usize| f32::from(bytes[k * n + at % n]) - f32::from(zero);
+                let real: f32 = (0..depth).map(|k| row[k] * weight(k) * scale).sum();
+                // Each element is rounded by half a step at most.
+                let allowed: f32 = (0..depth).map(|k| weight(k).abs() * scale / 127.0 * 0.51).sum();
+                prop_assert!((y - real).abs() <= allowed + 1e-3, "{y} is not {real}");
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_exact() {
+        let x: Vec<f32> = (0..40).map(|i| if i % 32 == 0 { 127.0 } else { (i % 7) as f32 - 3.0 }).collect();
+        let bytes: Vec<u8> = (0..40).map(|i| (i * 5) as u8).collect();
+        let mut y = [0.0];
+        Blocks::new(&bytes, 40, std::iter::once((1.0, 9))).multiply(&x, &mut y);
+        let sum: f32 = x.iter().zip(&bytes).map(|(x, &w)| x * (f32::from(w) - 9.0)).sum();
+        assert_eq!(y, [sum]);
+    }
+}
