@@ -300,3 +300,42 @@ impl Program {
         self.steps.iter_mut().for_each(|s| s.last_reads.sort_unstable());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{import, text};
+
+    /// The names that the bodies of the only control-flow node look for around them.
+    fn captured(program: &Program) -> Vec<&str> {
+        let bodies = program.steps.iter().filter_map(|step| match &step.action {
+            Action::Control { bodies, .. } => Some(bodies),
+            _ => None,
+        });
+        let names =
+            bodies.flatten().flat_map(|(_, body)| body.captures.iter().map(|(name, _)| name.as_str()));
+        names.collect()
+    }
+
+    #[test]
+    fn bodies_know_what_is_stored_around_them_if_it_is_laid_out_ahead() {
+        let source = r#"<ir_version: 8, opset_import: ["" : 13]>
+            g (bool c, float[2,3] x) => (float[2,2] y) <float[2,3] w = {1, 2, 3, 4, 5, 6}> {
+              y = If (c) <
+                then_branch = t () => (float[2,2] p) { v = Transpose <perm = [1, 0]> (w) p = MatMul (x, v) },
+                else_branch = e () => (float[2,2] q) { u = Transpose <perm = [1, 0]> (w) q = MatMul (x, u) }
+              >
+            }"#;
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let [spec, ort] = [Numerics::Spec, Numerics::Ort].map(|n| Program::with_numerics(&graph, n).unwrap());
+        assert_eq!(captured(&spec), ["w", "x", "w", "x"]);
+        assert_eq!(captured(&ort), ["x", "x"]);
+        let x = Array::new(&[2, 3], vec![1.0f32, 0.0, 2.0, -1.0, 1.0, 0.5]).unwrap();
+        for truth in [true, false] {
+            let inputs = [Array::new(&[], vec![truth]).unwrap(), x.clone()];
+            let y = Array::new(&[2, 2], vec![7.0f32, 16.0, 2.5, 4.0]).unwrap();
+            assert_eq!(spec.run(&inputs).unwrap(), [y.clone()]);
+            assert_eq!(ort.run(&inputs).unwrap(), [y]);
+        }
+    }
+}

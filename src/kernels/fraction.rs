@@ -4,14 +4,13 @@
 //! `1 / (1 + e^-x) ≈ 1/2 + x·p(x²) / q(x²)` on `[-18, 18]`. The former is within 4 units in the last place; the latter is
 //! a difference that loses all digits of small results. Those of [`math`](super::math) are closer.
 
+use super::math::Real as _;
 use super::simd::{self, Task};
 
 /// `x·p(x²) / q(x²)` for `|x|` up to a bound; the coefficients of the highest powers first.
 #[inline(always)]
 fn fraction<const P: usize, const Q: usize>(x: f32, bound: f32, p: [f32; P], q: [f32; Q]) -> f32 {
-    // NaN stays.
-    let x = if x < -bound { -bound } else { x };
-    let x = if x > bound { bound } else { x };
+    let x = x.at_least(-bound).at_most(bound);
     let square = x * x;
     let at = |sum: f32, c: f32| sum.mul_add(square, c);
     let p = p.into_iter().reduce(at).unwrap_or(0.0) * x;
@@ -40,8 +39,7 @@ pub fn sigmoid(x: f32) -> f32 {
     const P: [f32; 5] = [4.370_31e-11, 1.156_273_2e-7, 6.085_749e-5, 8.513_771e-3, 2.482_879_5e-1];
     const Q: [f32; 6] =
         [6.102_473_7e-13, 5.761_021_4e-9, 6.291_068e-6, 1.701_988_2e-3, 1.168_176_5e-1, 9.931_519e-1];
-    let y = fraction(x, 18.0, P, Q) + 0.5;
-    if y < 0.0 { 0.0 } else { y }
+    (fraction(x, 18.0, P, Q) + 0.5).at_least(0.0)
 }
 
 /// Replaces every element by [`tanh`] of it.

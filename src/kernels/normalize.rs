@@ -173,9 +173,9 @@ mod tests {
             let found = layer(&mut y, &scale, biased.then_some(&bias[..]), 0.01);
             let inverse = 1.0 / (variance + 0.01).sqrt();
             prop_assert!(close(found.0, mean) && close(found.1, inverse));
-            for i in 0..n {
+            for (i, &y) in y.iter().enumerate() {
                 let shift = if biased { bias[i] } else { 0.0 };
-                prop_assert!(close(y[i], (x[i] - mean) * inverse * scale[i] + shift));
+                prop_assert!(close(y, (x[i] - mean) * inverse * scale[i] + shift));
             }
         }
 

@@ -47,6 +47,7 @@ struct Rows<'a> {
 
 impl Task for Rows<'_> {
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
     fn run(self) {
         let Self { mut x, mut matrix, row, y } = self;
         while let Some((&[x0, x1, x2, x3], rest)) = x.split_first_chunk() {
@@ -110,6 +111,7 @@ impl Task for Lines<'_> {
 
 /// The lanes' sums of the products of `x` with `N` lines.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 fn lanes<const N: usize>(x: &[f32], matrix: &[f32], line: usize) -> [[f32; LANES]; N] {
     let mut sums = [[0.0; LANES]; N];
     let (blocks, rest) = x.as_chunks::<LANES>();

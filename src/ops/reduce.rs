@@ -77,6 +77,9 @@ pub struct Reduce {
     pub noop_with_empty_axes: bool,
 }
 
+/// Elements, extents and the shape of the result of a reduction.
+type Arranged = (Array, (usize, usize, usize), Vec<usize>);
+
 impl Reduce {
     fn parse(attrs: &mut Attrs, kind: Kind, axes_are_input: i64) -> Result<Arc<dyn Op>, Fault> {
         let input = attrs.version() >= axes_are_input;
@@ -101,8 +104,7 @@ impl Reduce {
 
     /// The elements with those that are reduced to one side by side, the extents before, of and behind them, and the
     /// shape of the result.
-    #[allow(clippy::type_complexity)]
-    fn arrange(&self, x: &Array, mask: &[bool]) -> Result<(Array, (usize, usize, usize), Vec<usize>), Fault> {
+    fn arrange(&self, x: &Array, mask: &[bool]) -> Result<Arranged, Fault> {
         let shape = x.shape();
         let run = mask.iter().position(|&m| m).map_or(shape.len()..shape.len(), |first| {
             first..first + mask[first..].iter().take_while(|&&m| m).count()

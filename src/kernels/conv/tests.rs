@@ -102,6 +102,69 @@ proptest! {
     }
 }
 
+/// One output by the definition of [`Order::Blocks`]: the products of each part in order, fused; parts in order; the bias.
+fn in_blocks(ch: Channels, axes: &[Axis], x: &[f32], w: &[f32], window: &[usize], bias: f32) -> f32 {
+    let kernels: Vec<usize> = axes.iter().map(|a| a.kernel).collect();
+    let taps = indices(&kernels);
+    let plane = volume(axes, |a| a.input);
+    let points = taps.len() == 1 && axes.iter().all(|a| a.begin == 0 && a.end == 0);
+    let channels = match ch.input {
+        0..16 => 1,
+        _ if points => 128,
+        _ => 16,
+    };
+    let product = |sum: f32, c: usize, t: usize| {
+        let source = axes
+            .iter()
+            .zip(window.iter().zip(&taps[t]))
+            .try_fold(0, |at, (a, (&o, &t))| a.source(o, t).map(|position| at * a.input + position));
+        source.map_or(sum, |at| w[c * taps.len() + t].mul_add(x[c * plane + at], sum))
+    };
+    let all: Vec<usize> = (0..ch.input).collect();
+    let part = |block: &[usize]| {
+        let order = (0..taps.len()).flat_map(|t| block.iter().map(move |&c| (c, t)));
+        order.fold(0.0, |sum, (c, t)| product(sum, c, t))
+    };
+    all.chunks(channels).map(part).reduce(|a, b| a + b).unwrap() + bias
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn blocks_of_channels_have_the_bits_of_their_order(
+        input in prop_oneof![1usize..16, Just(16), Just(20), Just(40), Just(132)], output in 1usize..5, points: bool,
+        axes in prop::collection::vec(axis(), 2), seed in 0usize..9,
+    ) {
+        let point = |a: Axis| Axis::new(a.input, 1, a.stride, 1, Padding::Explicit(0, 0), false).unwrap();
+        let axes: Vec<Axis> = axes.into_iter().map(|a| if points { point(a) } else { a }).collect();
+        let ch = Channels { batch: 1, groups: 1, input, output };
+        let number = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0;
+        let (depth, plane) = (input * volume(&axes, |a| a.kernel), volume(&axes, |a| a.output));
+        let x: Vec<f32> = (0..input * volume(&axes, |a| a.input)).map(number).collect();
+        let w: Vec<f32> = (7..7 + output * depth).map(number).collect();
+        let bias: Vec<f32> = (13..13 + output).map(number).collect();
+        let mut finish = Finish::new(Limits::NONE);
+        let y = conv_finished(ch, &axes, Order::Blocks, &x, (&w, Some(&bias)), &mut finish).unwrap();
+        let outputs: Vec<usize> = axes.iter().map(|a| a.output).collect();
+        for (m, y) in y.chunks_exact(plane).enumerate() {
+            for (window, &y) in indices(&outputs).iter().zip(y) {
+                prop_assert_eq!(y, in_blocks(ch, &axes, &x, &w[m * depth..][..depth], window, bias[m]));
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_need_channels_that_fit() {
+    let fits = [([7, 3, 3, 3], 1), ([1, 20, 1, 1], 1), ([8, 1, 3, 3], 8), ([32, 16, 3, 3], 2)];
+    let not = [([7, 18, 3, 3], 1), ([6, 1, 3, 3], 6), ([16, 16, 3, 3], 2), ([16, 8, 3, 3], 2)];
+    assert!(fits.iter().all(|(w, groups)| Order::has_blocks(w, *groups)));
+    assert!(
+        !not.iter().any(|(w, groups)| Order::has_blocks(w, *groups)) && !Order::has_blocks(&[8, 8, 3], 1)
+    );
+}
+
 #[test]
 fn many_tiles_join_without_a_seam() {
     let ch = Channels { batch: 1, groups: 1, input: 40, output: 3 };

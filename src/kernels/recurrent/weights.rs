@@ -64,6 +64,7 @@ struct Row<'a, T> {
 
 impl<T: Real + Number> Task for Row<'_, T> {
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
     fn run(self) {
         let Self { x, mut rows, sums, y } = self;
         let n = y.len();

@@ -226,3 +226,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn real_rows_are_rounded_for_a_product_with_bytes() {
+    let op = (find("", "MatMul", 13).unwrap().parse)(&mut Attrs::new(&[], 13, 2, 1)).unwrap();
+    let x: Vec<f32> = (0..2 * 70).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+    for (dtype, zero_point) in [(DType::U8, 120), (DType::I8, -5)] {
+        let w = tensor(dtype, &[70, 5], 3);
+        let p = QuantParams { scale: 0.02, zero_point, dtype };
+        let operands = vec![Some(Operand::Plain(None)), whole(p, Some(&w))];
+        let kernel = op.integer(&Unit { inputs: operands.clone(), outputs: vec![None] }).unwrap();
+        let y = kernel.run(&[Some(Array::new(&[1, 2, 70], x.clone()).unwrap()), None]).unwrap().remove(0);
+        assert_eq!(y.shape(), [1, 2, 5]);
+        let weights = values_of(&w).unwrap();
+        for (at, &y) in y.slice::<f32>().unwrap().iter().enumerate() {
+            let row = &x[at / 5 * 70..][..70];
+            let weight = |k: usize| (weights[k * 5 + at % 5] - zero_point) as f32 * p.scale;
+            let real: f32 = row.iter().enumerate().map(|(k, x)| x * weight(k)).sum();
+            let allowed: f32 = (0..70).map(|k| weight(k).abs() * 0.51 / 127.0).sum();
+            assert!((y - real).abs() <= allowed + 1e-3, "{y} is not {real}");
+        }
+        // What is quantized after it, and a matrix that is not known, are left to others.
+        assert!(op.integer(&Unit { inputs: operands, outputs: vec![Some(p)] }).is_none());
+        assert!(
+            op.integer(&Unit {
+                inputs: vec![Some(Operand::Plain(None)), whole(p, None)],
+                outputs: vec![None]
+            })
+            .is_none()
+        );
+    }
+}
