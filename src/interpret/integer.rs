@@ -59,8 +59,9 @@ impl Builder<'_> {
     pub fn on_integers(&mut self, id: NodeId) -> bool {
         let node = self.graph.node(id);
         let (Some(op), None) = (node.op.clone(), &node.unknown) else { return false };
-        if self.graph.output(id, 0).is_some_and(|v| self.exact.contains_key(&v)) {
-            return true; // part of a unit that stands already
+        let stands = |v: ValueId| self.exact.contains_key(&v) || self.filled_by.contains_key(&self.slot(v));
+        if self.graph.output(id, 0).is_some_and(stands) {
+            return true; // part of a unit
         }
         if let Some(dequantize) = op.as_a::<Dequantize>() {
             return self.dequantize(id, &op, dequantize).is_some();
@@ -78,12 +79,13 @@ impl Builder<'_> {
         }
     }
 
-    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads: on integers if a
-    /// QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no integer form.
+    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads. Of integers: on integers
+    /// if a QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no integer form. Of
+    /// real numbers: one operator with the addition.
     fn biased_product(&mut self, id: NodeId) -> Option<bool> {
         let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, right: Right::default() };
         self.graph.node(id).op_as::<MatMul>()?;
-        self.exact_input(id, 0)?;
+        let real = self.exact_input(id, 0).is_none();
         let add = self.graph.only_use(self.graph.output(id, 0)?)?;
         let binary = self.graph.node(add.node).op_as::<Binary>()?;
         let other = match add.port {
@@ -93,13 +95,17 @@ impl Builder<'_> {
         let bias = self.graph.input(add.node, other)?;
         // Of more axes than two ONNX Runtime makes a matrix only if it knows their extents.
         let dims = self.graph.ty(self.graph.input(id, 0)?)?.dims.as_ref()?;
-        if dims.len() != 2 && dims.iter().any(|d| d.known().is_none()) {
+        if !real && dims.len() != 2 && dims.iter().any(|d| d.known().is_none()) {
             return None;
         }
         let weight = self.constant(self.exact_input(id, 1)?.slot)?.shape();
         let fits = matches!((self.constant(self.slot(bias))?.shape(), weight), ([n], [_, m]) if n == m);
         let output = self.graph.output(add.node, 0).filter(|_| fits)?;
         let inputs = [self.graph.input(id, 0), self.graph.input(id, 1), Some(bias)];
+        if real {
+            let product: Arc<dyn Op> = Arc::new(MatMul::default());
+            return self.unit(id, &product, &inputs, vec![output]).map(|()| true);
+        }
         let gemm: Arc<dyn Op> = Arc::new(gemm);
         Some(self.quantizer(output).is_some() && self.unit(id, &gemm, &inputs, vec![output]).is_some())
     }

@@ -10,7 +10,7 @@
 
 pub mod gradient;
 
-use super::depthwise::Depthwise;
+use super::depthwise::{Depthwise, Taps};
 use super::finish::Finish;
 use super::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
 use super::simd::Isa;
@@ -27,6 +27,9 @@ pub enum Order {
     /// Channel by channel, in [`Parts::of`] the windows, as in a product of matrices.
     #[default]
     Channels,
+    /// The same, but with one input and one output channel in each group it is [`Taps::Fours`]: ONNX Runtime's kernels
+    /// without optimizations.
+    Fours,
     /// As ONNX Runtime's kernels on blocks of channels have it (`snchwc.cpp`, with AVX-512): with less than a block of
     /// channels, a part is a channel; else it is a block, tap by tap. If windows have one tap and no padding, a part is
     /// 128 channels.
@@ -57,7 +60,9 @@ impl Order {
     fn parts(self, Channels { input, output, .. }: Channels, axes: &[Axis]) -> Parts {
         let taps = volume(axes, |a| a.kernel);
         match self {
-            Self::Channels => Parts::of(Size { m: output, n: volume(axes, |a| a.output), k: input * taps }),
+            Self::Channels | Self::Fours => {
+                Parts::of(Size { m: output, n: volume(axes, |a| a.output), k: input * taps })
+            }
             Self::Blocks if input < BLOCK => Parts::each(taps),
             Self::Blocks if axes.iter().all(|a| a.kernel == 1 && a.begin == 0 && a.end == 0) => {
                 Parts::each(POINTS)
@@ -149,11 +154,12 @@ pub fn conv_finished<T: Number>(
     }
     let direct = axes.iter().all(|a| a.kernel == 1 && a.stride == 1 && a.begin == 0 && a.output == a.input);
     let few = input == 1 && !direct && (groups > 1 || output < 4);
-    let own = T::PLANE.filter(|_| few).and_then(|run| Some((run, Depthwise::new(axes)?)));
+    let parts = order.parts(channels, axes);
+    let taps = if order == Order::Fours && output == 1 { Taps::Fours } else { Taps::Fused };
+    let own = T::PLANE.filter(|_| few).and_then(|run| Some((run, Depthwise::new(axes, taps)?)));
     let phases = if few && own.is_none() { Some(Phases::new(axes)?) } else { None };
     let mut taps: Vec<(usize, T)> =
         phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
-    let parts = order.parts(channels, axes);
     let arranged = match order {
         Order::Blocks if input >= BLOCK && !direct => order.arrange(w, input, depth / input),
         _ => Vec::new(),

@@ -1,13 +1,23 @@
 //! Convolution of one `f32` plane with one kernel, in vectors of neighbouring windows.
 //!
 //! Nothing is copied: where a window reaches over the border, lanes are masked instead. What is read of a row serves all
-//! windows above each other that reach it, a few at a time. Sums begin at zero and take their taps in order; padding adds
-//! nothing.
+//! windows above each other that reach it, a few at a time. Sums begin at zero and take their taps in order, and padding adds
+//! nothing; [`Taps`] says how.
 
 use super::finish::{Finish, Seen};
 use super::lanes::{self, Kernel, Vector};
 use super::simd::Isa;
 use super::window::{Axis, each_index, volume};
+
+/// How the products of a window are added, which is what ONNX Runtime does on x86-64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taps {
+    /// One by one, each product fused with its addition: its kernels on blocks of channels.
+    Fused,
+    /// Rounded, and four at a time: they are summed in order before the result is added. Two and then one remain. That is
+    /// its product of a row with a matrix, see [`vector`](super::vector).
+    Fours,
+}
 
 /// How the windows of a plane read it. There is a loop for windows of 3, 5 or 7 taps in a row, one or two elements apart.
 #[derive(Debug)]
@@ -19,6 +29,7 @@ pub struct Depthwise {
     lines: Vec<Option<usize>>,
     /// Do windows walk down as they walk along?
     square: bool,
+    sums: Taps,
     plane: usize,
 }
 
@@ -27,7 +38,7 @@ const ROWS: usize = 4;
 
 impl Depthwise {
     /// For windows along these axes; none if there is no loop for them.
-    pub fn new(axes: &[Axis]) -> Option<Self> {
+    pub fn new(axes: &[Axis], sums: Taps) -> Option<Self> {
         let (&row, outer) = axes.split_last()?;
         if !matches!((row.kernel, row.stride), (3 | 5 | 7, 1 | 2)) {
             return None;
@@ -45,7 +56,14 @@ impl Depthwise {
         });
         let alike = |a: &Axis| (a.kernel, a.stride, a.dilation) == (row.kernel, row.stride, 1);
         let square = matches!(outer, [a] if alike(a));
-        Some(Self { row, taps: kernels.iter().product(), lines, square, plane: volume(axes, |a| a.input) })
+        Some(Self {
+            row,
+            taps: kernels.iter().product(),
+            lines,
+            square,
+            sums,
+            plane: volume(axes, |a| a.input),
+        })
     }
 
     /// Computes a plane of results, adds the bias, limits the elements and notes their extremes.
@@ -81,26 +99,39 @@ impl Kernel for Plane<'_> {
     unsafe fn run<V: Vector>(self) {
         // SAFETY: the caller vouches for the instructions; the extents of the slices were checked.
         unsafe {
-            match (self.windows.row.kernel, self.windows.row.stride) {
-                (3, 1) => self.strips::<V, 3, 1>(),
-                (3, _) => self.strips::<V, 3, 2>(),
-                (5, 1) => self.strips::<V, 5, 1>(),
-                (5, _) => self.strips::<V, 5, 2>(),
-                (_, 1) => self.strips::<V, 7, 1>(),
-                (..) => self.strips::<V, 7, 2>(),
+            match self.windows.sums {
+                Taps::Fused => self.choose::<V, false>(),
+                Taps::Fours => self.choose::<V, true>(),
             }
         }
     }
 }
 
 impl Plane<'_> {
+    /// # Safety
+    /// As [`strips`](Self::strips).
+    #[inline(always)]
+    unsafe fn choose<V: Vector, const FOURS: bool>(self) {
+        // SAFETY: the caller vouches for the same.
+        unsafe {
+            match (self.windows.row.kernel, self.windows.row.stride) {
+                (3, 1) => self.strips::<V, FOURS, 3, 1>(),
+                (3, _) => self.strips::<V, FOURS, 3, 2>(),
+                (5, 1) => self.strips::<V, FOURS, 5, 1>(),
+                (5, _) => self.strips::<V, FOURS, 5, 2>(),
+                (_, 1) => self.strips::<V, FOURS, 7, 1>(),
+                (..) => self.strips::<V, FOURS, 7, 2>(),
+            }
+        }
+    }
+
     /// One vector of windows in each row after another, for windows of `K` taps in a row, `S` elements apart.
     ///
     /// # Safety
     /// The processor must have the instructions; lines and axes must be those of the slices.
     #[inline(always)]
     #[allow(clippy::needless_range_loop)]
-    unsafe fn strips<V: Vector, const K: usize, const S: usize>(self) {
+    unsafe fn strips<V: Vector, const FOURS: bool, const K: usize, const S: usize>(self) {
         let Self { windows, x, w, bias, y, finish } = self;
         let row = &windows.row;
         let taps = windows.taps;
@@ -129,48 +160,108 @@ impl Plane<'_> {
                 let mut lines = &windows.lines[..];
                 let mut rows = &mut y[..];
                 while windows.square && lines.len() >= ROWS * K {
-                    let mut sums = [V::splat(0.0); ROWS];
+                    let mut sums = [Sum::<V>::zero(); ROWS];
                     for j in 0..(ROWS - 1) * S + K {
                         // Whichever window begins at this row or reaches it last.
                         let owner = if j / S < ROWS { j / S } else { ROWS - 1 };
-                        let Some(line) = lines[owner * K + j - owner * S] else { continue };
                         let mut values = [V::splat(0.0); K];
-                        for k in 0..K {
-                            values[k] =
-                                load::<V, S>(x.as_ptr().wrapping_add(line).wrapping_offset(at[k]), &masks[k]);
+                        if let Some(line) = lines[owner * K + j - owner * S] {
+                            let line = x.as_ptr().wrapping_add(line);
+                            for k in 0..K {
+                                values[k] = load::<V, S>(line.wrapping_offset(at[k]), &masks[k]);
+                            }
+                        } else if !FOURS {
+                            continue;
                         }
                         for r in 0..ROWS {
                             if r * S <= j && j < r * S + K {
                                 for k in 0..K {
-                                    let w = w.as_ptr().wrapping_add((j - r * S) * K + k);
-                                    sums[r] = sums[r].fma(values[k], V::splat(*w));
+                                    let tap = (j - r * S) * K + k;
+                                    let w = V::splat(*w.as_ptr().wrapping_add(tap));
+                                    sums[r].add::<FOURS>(values[k], w, (tap, K * K));
                                 }
                             }
                         }
                     }
                     let (done, rest) = rows.split_at_mut(ROWS * row.output);
                     for r in 0..ROWS {
-                        let sum = seen.limit(if biased { sums[r].add(bias) } else { sums[r] }, Some(stored));
+                        let sum = sums[r].whole;
+                        let sum = seen.limit(if biased { sum.add(bias) } else { sum }, Some(stored));
                         sum.store_part(done.as_mut_ptr().wrapping_add(r * row.output + first), stored);
                     }
                     (lines, rows) = (&lines[ROWS * K..], rest);
                 }
                 for (lines, y) in lines.chunks_exact(taps).zip(rows.chunks_exact_mut(row.output)) {
-                    let mut sum = V::splat(0.0);
+                    let mut sum = Sum::<V>::zero();
                     for t in 0..taps {
-                        let Some(line) = lines[t] else { continue };
+                        if lines[t].is_none() && !FOURS {
+                            continue;
+                        }
                         for k in 0..K {
-                            let w = w.as_ptr().wrapping_add(t.wrapping_mul(K).wrapping_add(k));
-                            let from = x.as_ptr().wrapping_add(line).wrapping_offset(at[k]);
-                            sum = sum.fma(load::<V, S>(from, &masks[k]), V::splat(*w));
+                            let tap = t.wrapping_mul(K).wrapping_add(k);
+                            let w = V::splat(*w.as_ptr().wrapping_add(tap));
+                            let values = match lines[t] {
+                                Some(line) => {
+                                    let line = x.as_ptr().wrapping_add(line);
+                                    load::<V, S>(line.wrapping_offset(at[k]), &masks[k])
+                                }
+                                None => V::splat(0.0),
+                            };
+                            sum.add::<FOURS>(values, w, (tap, taps.wrapping_mul(K)));
                         }
                     }
+                    let sum = sum.whole;
                     let sum = seen.limit(if biased { sum.add(bias) } else { sum }, Some(stored));
                     sum.store_part(y.as_mut_ptr().wrapping_add(first), stored);
                 }
                 first += V::LANES;
             }
             seen.store(finish);
+        }
+    }
+}
+
+/// Sums of windows: of whole groups of products, and of the group under way.
+#[derive(Clone, Copy)]
+struct Sum<V> {
+    whole: V,
+    group: V,
+}
+
+impl<V: Vector> Sum<V> {
+    /// # Safety
+    /// The processor must have the instructions, as for all functions of vectors.
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { Self { whole: V::splat(0.0), group: V::splat(0.0) } }
+    }
+
+    /// Adds the product of one of so many taps.
+    ///
+    /// # Safety
+    /// See [`zero`](Self::zero).
+    #[inline(always)]
+    unsafe fn add<const FOURS: bool>(&mut self, values: V, w: V, (tap, taps): (usize, usize)) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            if !FOURS {
+                self.whole = self.whole.fma(values, w);
+                return;
+            }
+            let rest = taps % 4;
+            let (begins, ends) = if tap < taps.wrapping_sub(rest) {
+                (tap % 4 == 0, tap % 4 == 3)
+            } else {
+                // Two and one, or two, or one.
+                let at = tap % 4;
+                (at != 1, at != 0 || rest == 1)
+            };
+            let product = values.mul(w);
+            self.group = if begins { product } else { self.group.add(product) };
+            if ends {
+                self.whole = self.whole.add(self.group);
+            }
         }
     }
 }
@@ -200,7 +291,7 @@ mod tests {
         fn every_kind_of_vectors_gives_the_bits_of_the_definition(
             outer in prop::collection::vec((1usize..9, 1usize..4, 1usize..4, 1usize..3, 0usize..3), 0..3),
             row in (1usize..70, prop_oneof![Just(3usize), Just(5), Just(7)], 1usize..3, 1usize..4, 0usize..5),
-            end in 0usize..4, biased: bool, limited: bool,
+            end in 0usize..4, biased: bool, limited: bool, fours: bool,
         ) {
             let axis = |(input, kernel, stride, dilation, begin)| {
                 Axis::new(input, kernel, stride, dilation, Padding::Explicit(begin, end), false)
@@ -218,19 +309,25 @@ mod tests {
             let extents = |f: fn(&Axis) -> usize| axes.iter().map(f).collect::<Vec<_>>();
             let mut want = Vec::new();
             each_index(&extents(|a| a.output), |window| {
-                let (mut sum, mut tap) = (0.0f32, 0);
+                let mut products = Vec::new();
                 each_index(&extents(|a| a.kernel), |taps| {
                     let place = axes.iter().zip(window.iter().zip(taps)).try_fold(0, |at, (a, (&o, &t))| {
                         Some(at * a.input + a.source(o, t)?)
                     });
-                    if let Some(place) = place {
-                        sum = x[place].mul_add(w[tap], sum);
-                    }
-                    tap += 1;
+                    products.push((place.map_or(0.0, |place| x[place]), w[products.len()]));
                 });
+                let sum = if fours {
+                    let (fours, rest) = products.as_chunks::<4>();
+                    let (twos, one) = rest.as_chunks::<2>();
+                    let groups = fours.iter().map(|g| &g[..]).chain(twos.iter().map(|g| &g[..])).chain([one]);
+                    let group = |g: &[(f32, f32)]| g.iter().map(|(x, w)| x * w).reduce(|sum, p| sum + p);
+                    groups.filter_map(group).fold(0.0, |sum, group| sum + group)
+                } else {
+                    products.iter().fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum))
+                };
                 want.push(limits.apply(bias.map_or(sum, |bias| sum + bias)));
             });
-            let windows = Depthwise::new(&axes).unwrap();
+            let windows = Depthwise::new(&axes, if fours { Taps::Fours } else { Taps::Fused }).unwrap();
             for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
                 let mut y = vec![9.0; want.len()];
                 let mut finish = Finish::new(limits);

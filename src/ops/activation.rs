@@ -207,9 +207,9 @@ impl Op for InFractions {
 }
 
 impl Op for Activation {
-    fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
+    fn in_runtime(&self, _: &Runtime) -> Option<Arc<dyn Op>> {
         let fraction = matches!(self, Self::Sigmoid {} | Self::Tanh {} | Self::Swish { .. });
-        (runtime.optimized && fraction).then(|| Arc::new(InFractions(*self)) as Arc<dyn Op>)
+        fraction.then(|| Arc::new(InFractions(*self)) as Arc<dyn Op>)
     }
 
     fn infer(&self, inputs: &[Option<Fact>]) -> Result<Vec<Option<TensorType>>, Fault> {

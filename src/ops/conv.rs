@@ -172,9 +172,10 @@ impl Op for Conv {
     }
 
     fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
-        let w = runtime.ahead(1).filter(|_| runtime.optimized && !runtime.waits_for(2))?;
-        let blocks = Order::has_blocks(w.shape(), self.group);
-        blocks.then(|| Arc::new(Self { order: Order::Blocks, ..self.clone() }) as Arc<dyn Op>)
+        let w = runtime.ahead(1).filter(|_| runtime.optimized && !runtime.waits_for(2));
+        let blocks = w.is_some_and(|w| Order::has_blocks(w.shape(), self.group));
+        let order = if blocks { Order::Blocks } else { Order::Fours };
+        Some(Arc::new(Self { order, ..self.clone() }))
     }
 
     fn finishes(&self) -> bool {

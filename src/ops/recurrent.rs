@@ -266,7 +266,7 @@ impl Op for Recurrent {
 
     fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
         let mut layer = Self { ahead: [1, 2].map(|slot| runtime.ahead(slot).is_some()), ..self.clone() };
-        if runtime.optimized && matches!(self.cell, Cell::Lstm { .. }) {
+        if matches!(self.cell, Cell::Lstm { .. }) {
             for activation in &mut layer.activations {
                 activation.function = match activation.function {
                     Function::Tanh => Function::TanhFraction,

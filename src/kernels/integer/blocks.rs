@@ -40,11 +40,13 @@ pub struct Blocks {
     bytes: Vec<u8>,
     /// The scale of each column, and what its zero point stands for with the sign turned.
     scales: Vec<(f32, f32)>,
+    /// Added to the sums of each column before its zero point is; may be empty.
+    bias: Vec<f32>,
 }
 
 impl Blocks {
-    /// From `depth` rows of unsigned bytes, and the scale and zero point of each column.
-    pub fn new(rows: &[u8], depth: usize, columns: impl Iterator<Item = (f32, u8)>) -> Self {
+    /// From `depth` rows of unsigned bytes, the scale and zero point of each column, and a bias for each or none.
+    pub fn new(rows: &[u8], depth: usize, columns: impl Iterator<Item = (f32, u8)>, bias: Vec<f32>) -> Self {
         let scales: Vec<(f32, f32)> =
             columns.map(|(scale, zero)| (scale, -(scale * f32::from(zero)))).collect();
         let stride = depth.next_multiple_of(BLOCK);
@@ -52,7 +54,7 @@ impl Blocks {
         for (i, row) in rows.chunks_exact(scales.len().max(1)).enumerate() {
             row.iter().enumerate().for_each(|(j, &b)| bytes[j * stride + i] = b);
         }
-        Self { depth, bytes, scales }
+        Self { depth, bytes, scales, bias }
     }
 
     /// The number of columns.
@@ -80,9 +82,13 @@ struct Multiply<'a> {
 impl Task for Multiply<'_> {
     #[inline(always)]
     fn run(self) {
-        let Self { matrix: Blocks { depth, bytes, scales }, x, y } = self;
+        let Self { matrix: Blocks { depth, bytes, scales, bias }, x, y } = self;
         if *depth == 0 || scales.is_empty() {
-            return y.fill(0.0);
+            y.fill(0.0);
+            if !bias.is_empty() {
+                y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(bias));
+            }
+            return;
         }
         let (mut row, mut parameters) = (Vec::new(), Vec::new());
         let stride = depth.next_multiple_of(BLOCK);
@@ -96,6 +102,7 @@ impl Task for Multiply<'_> {
                 } else {
                     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
                 };
+                let sum = bias.get(j).map_or(sum, |bias| sum + bias);
                 *y = sum + parameters.iter().fold(0.0f32, |sum, &(_, block)| block.mul_add(zero, sum));
             }
         }
@@ -153,18 +160,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_near_the_product_of_reals(depth in 1usize..300, n in 1usize..9, rows in 1usize..4, seed in 0usize..9) {
+        fn it_is_near_the_product_of_reals(depth in 1usize..300, n in 1usize..9, rows in 1usize..4, seed in 0usize..9, biased: bool) {
             let number = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0;
             let x: Vec<f32> = (0..rows * depth).map(number).collect();
             let bytes: Vec<u8> = (0..depth * n).map(|i| ((i * 7919 + seed) % 251) as u8).collect();
             let columns: Vec<(f32, u8)> = (0..n).map(|j| (0.01 + j as f32 / 100.0, 100 + j as u8)).collect();
-            let matrix = Blocks::new(&bytes, depth, columns.iter().copied());
+            let bias: Vec<f32> = (0..if biased { n } else { 0 }).map(|j| j as f32 - 3.0).collect();
+            let matrix = Blocks::new(&bytes, depth, columns.iter().copied(), bias.clone());
             let mut y = vec![f32::NAN; rows * n];
             matrix.multiply(&x, &mut y);
             for (at, y) in y.iter().enumerate() {
                 let (row, (scale, zero)) = (&x[at / n * depth..][..depth], columns[at % n]);
                 let weight = |k: usize| f32::from(bytes[k * n + at % n]) - f32::from(zero);
                 let real: f32 = (0..depth).map(|k| row[k] * weight(k) * scale).sum();
+                let real = real + bias.get(at % n).unwrap_or(&0.0);
                 // Each element is rounded by half a step at most.
                 let allowed: f32 = (0..depth).map(|k| weight(k).abs() * scale / 127.0 * 0.51).sum();
                 prop_assert!((y - real).abs() <= allowed + 1e-3, "{y} is not {real}");
@@ -177,7 +186,7 @@ mod tests {
         let x: Vec<f32> = (0..40).map(|i| if i % 32 == 0 { 127.0 } else { (i % 7) as f32 - 3.0 }).collect();
         let bytes: Vec<u8> = (0..40).map(|i| (i * 5) as u8).collect();
         let mut y = [0.0];
-        Blocks::new(&bytes, 40, std::iter::once((1.0, 9))).multiply(&x, &mut y);
+        Blocks::new(&bytes, 40, std::iter::once((1.0, 9)), Vec::new()).multiply(&x, &mut y);
         let sum: f32 = x.iter().zip(&bytes).map(|(x, &w)| x * (f32::from(w) - 9.0)).sum();
         assert_eq!(y, [sum]);
     }

@@ -27,8 +27,13 @@ pub fn matmul(unit: &Unit) -> Option<Box<dyn Kernel>> {
     let rows: Vec<u8> = raw(array).ok()?.iter().map(|byte| byte ^ flip).collect();
     let zero =
         |j: usize| b.zero_points.get(if b.axis.is_some() { j } else { 0 }).map_or(0, |&z| z as u8 ^ flip);
+    let bias = match unit.inputs.get(2) {
+        None | Some(None) => Vec::new(),
+        Some(Some(Operand::Plain(Some(bias)))) if bias.len() == n => bias.slice::<f32>().ok()?.to_vec(),
+        Some(_) => return None,
+    };
     let columns = scales.into_iter().enumerate().map(|(j, scale)| (scale, zero(j)));
-    Some(Box::new(Product(Blocks::new(&rows, depth, columns))))
+    Some(Box::new(Product(Blocks::new(&rows, depth, columns, bias))))
 }
 
 impl Kernel for Product {
@@ -43,6 +48,6 @@ impl Kernel for Product {
     }
 
     fn packed(&self) -> &[usize] {
-        &[1]
+        &[1, 2]
     }
 }
