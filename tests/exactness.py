@@ -6,13 +6,14 @@ EVALUATE is the built example `evaluate`; the example `student` lies beside it. 
 run in ONNX Runtime with all optimizations and with none, and in the interpreter in both numerics. With optimizations,
 ONNX Runtime must have reached the integer kernel that the case is about, and every byte must agree. Without, float
 sums may come in another order; where such a sum is quantized it may fall on the other side of a tie, so those
-operators are allowed single steps in a few elements. Operators on real numbers have no integer kernel to reach; with
-optimizations every bit must agree there as well. Each operator prints a line; the exit status is 1 if one failed.
+operators are allowed single steps in a few elements. Operators on real numbers have no integer kernel to reach; every bit
+must agree there in both. Each operator prints a line; the exit status is 1 if one failed.
 
 Last, what a digits model computes while it is trained, with fake quantization, is held against the written model in ONNX
 Runtime: without optimizations, and with the integer kernels that training judges by.
 
-The results are those of x86-64 processors with AVX2 or better, as ONNX Runtime adds with other rounding elsewhere.
+The results are those of x86-64 processors with AVX2 or better, as ONNX Runtime adds with other rounding elsewhere; those
+on real numbers are of processors with AVX-512.
 """
 
 import argparse
@@ -479,15 +480,14 @@ def float_mean(g):
     g.outputs.append(g.op("GlobalAveragePool", g.input(floats(g.rng, *shape))))
 
 
-# Operators on real numbers: case, opset, and whether results by the definition have the bits too. Where ONNX Runtime's
-# function is less exact than the interpreter's, that keeps its own.
+# Operators on real numbers, which must have every bit in both numerics: case and opset.
 FLOATS = {
-    "float Conv": (float_conv, 13, False), "float MatMul": (float_matmul, 13, True), "float Gemm": (float_gemm, 13, True),
-    "float MatMul bytes": (byte_matmul, 13, False), "float Sigmoid": (float_function("Sigmoid"), 13, False),
-    "float Tanh": (float_function("Tanh"), 13, False), "float Exp": (float_function("Exp"), 13, True),
-    "float Erf": (float_function("Erf"), 13, True), "float Softmax": (float_softmax, 13, True),
-    "float LayerNormalization": (float_layer, 17, True), "float LSTM": (float_lstm, 13, False),
-    "float ReduceL2": (float_norm, 13, False), "float GlobalAveragePool": (float_mean, 13, True),
+    "float Conv": (float_conv, 13), "float MatMul": (float_matmul, 13), "float Gemm": (float_gemm, 13),
+    "float MatMul bytes": (byte_matmul, 13), "float Sigmoid": (float_function("Sigmoid"), 13),
+    "float Tanh": (float_function("Tanh"), 13), "float Exp": (float_function("Exp"), 13),
+    "float Erf": (float_function("Erf"), 13), "float Softmax": (float_softmax, 13),
+    "float LayerNormalization": (float_layer, 17), "float LSTM": (float_lstm, 13),
+    "float ReduceL2": (float_norm, 13), "float GlobalAveragePool": (float_mean, 13),
 }  # fmt: skip
 
 
@@ -568,7 +568,10 @@ def main():
     work = Path(arguments.keep or tempfile.mkdtemp())
     fused = {}
     everything = {name: (build, 13) for name, (build, _) in CASES.items()}
-    everything |= {name: (build, opset) for name, (build, opset, _) in FLOATS.items()}
+    if "avx512f" in Path("/proc/cpuinfo").read_text():
+        everything |= FLOATS
+    else:
+        print("no AVX-512: ONNX Runtime lays float convolutions out in other blocks, so float operators are left out")
     for name, (build, opset) in everything.items():
         if arguments.only and arguments.only != name:
             continue
@@ -621,7 +624,7 @@ def main():
                 CASES[name][1]
             ]
         else:
-            good &= not apart or (not FLOATS[name][2] and steps < 1e-3)
+            good &= not apart
         good &= not any("failed" in note for note in notes.get(name, []))
         failed += not good
         print(f"{'ok  ' if good else 'FAIL'}  {name}: {total['fused']} of {total['cases']} fused; of {size} elements "

@@ -157,7 +157,8 @@ pub fn conv_finished<T: Number>(
     let parts = order.parts(channels, axes);
     let taps = if order == Order::Fours && output == 1 { Taps::Fours } else { Taps::Fused };
     let own = T::PLANE.filter(|_| few).and_then(|run| Some((run, Depthwise::new(axes, taps)?)));
-    let phases = if few && own.is_none() { Some(Phases::new(axes)?) } else { None };
+    let phased = few && own.is_none() && order != Order::Fours;
+    let phases = if phased { Some(Phases::new(axes)?) } else { None };
     let mut taps: Vec<(usize, T)> =
         phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
     let arranged = match order {
