@@ -223,7 +223,10 @@ impl Program {
             for &slot in &step.last_reads {
                 if let Some(value) = values[slot].take() {
                     holding.give(room::bytes_of(&value));
-                    room::reuse(value);
+                    // Other results come from the allocator, which is to have them back while they are in the cache.
+                    if noticed[slot].is_some() {
+                        room::reuse(value);
+                    }
                 }
             }
         }

@@ -215,15 +215,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Temporary files that are being written.
 static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Removes what is being written, for a process that is about to end.
+/// Removes what is being written, for a process that is about to end: who would begin another file waits for that.
 pub fn abandon() {
-    let pending = PENDING.lock().map(|mut p| std::mem::take(&mut *p)).unwrap_or_default();
-    pending.iter().for_each(|path| drop(fs::remove_file(path)));
+    if let Ok(mut pending) = PENDING.lock() {
+        pending.drain(..).for_each(|path| drop(fs::remove_file(path)));
+        std::mem::forget(pending);
+    }
 }
 
-fn pending(change: impl FnOnce(&mut Vec<PathBuf>)) {
-    if let Ok(mut pending) = PENDING.lock() {
-        change(&mut pending);
+fn pending<R>(change: impl FnOnce(&mut Vec<PathBuf>) -> R) -> R {
+    match PENDING.lock() {
+        Ok(mut pending) => change(&mut pending),
+        Err(poisoned) => change(&mut poisoned.into_inner()),
     }
 }
 
@@ -240,8 +243,12 @@ fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
-        pending(|all| all.push(temporary.clone()));
-        let done = File::create(&temporary).and_then(|mut file| {
+        // An interrupt finds either no file or one that it knows of.
+        let created = pending(|all| {
+            all.push(temporary.clone());
+            File::create(&temporary)
+        });
+        let done = created.and_then(|mut file| {
             let filled = fill(&mut file)?;
             file.sync_all()?;
             fs::rename(&temporary, path)?;

@@ -15,10 +15,11 @@ thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::ne
 /// A buffer of this length and any content.
 pub fn take(len: usize) -> Vec<f32> {
     let found = KEPT.with_borrow_mut(|kept| {
-        // The smallest that is large enough, unless most of it would lie idle.
+        // The smallest that is large enough, unless most of it would lie idle; of several the last, which is in the cache.
         let fits = |buffer: &Vec<f32>| len >= LEAST && buffer.len() >= len && buffer.capacity() / 2 <= len;
-        let best = kept.iter().enumerate().filter(|(_, buffer)| fits(buffer)).min_by_key(|(_, b)| b.len())?.0;
-        Some(kept.swap_remove(best))
+        let fitting = kept.iter().enumerate().rev().filter(|(_, buffer)| fits(buffer));
+        let best = fitting.min_by_key(|(_, buffer)| buffer.len())?.0;
+        Some(kept.remove(best))
     });
     match found {
         Some(mut buffer) => {
