@@ -1,7 +1,7 @@
 //! What is done to sums before they leave the cache: limiting them, and noticing their extremes.
 
-use super::lanes::Vector;
-use super::simd::{self, Task};
+use super::lanes::{self, Kernel, Vector};
+use super::simd::Isa;
 use crate::ir::{Extent, HUGE, Limits};
 
 /// Lanes in which extremes are kept apart: those of the widest vectors.
@@ -27,7 +27,7 @@ impl Finish {
 
     /// Limits these elements and takes note of them.
     pub fn apply(&mut self, values: &mut [f32]) {
-        simd::run(Apply { values, finish: self });
+        lanes::run(Isa::detect(), Apply { values, finish: self });
     }
 
     /// What was seen.
@@ -43,7 +43,7 @@ impl Finish {
 /// The extent of some values.
 pub fn extent(values: &[f32]) -> Extent {
     let mut finish = Finish::new(Limits::NONE);
-    simd::run(See { values, finish: &mut finish });
+    lanes::run(Isa::detect(), See { values, finish: &mut finish });
     finish.extent()
 }
 
@@ -52,23 +52,11 @@ struct Apply<'a> {
     finish: &'a mut Finish,
 }
 
-impl Task for Apply<'_> {
+impl Kernel for Apply<'_> {
     #[inline(always)]
-    fn run(self) {
-        let limits = self.finish.limits;
-        let mut lanes = Lanes::of(self.finish);
-        let (whole, rest) = self.values.as_chunks_mut::<LANES>();
-        for values in whole {
-            for (lane, x) in values.iter_mut().enumerate() {
-                *x = limits.apply(*x);
-                lanes.see(lane, *x);
-            }
-        }
-        for (lane, x) in rest.iter_mut().enumerate() {
-            *x = limits.apply(*x);
-            lanes.see(lane, *x);
-        }
-        lanes.store(self.finish);
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller vouches for the instructions, the slice for its elements.
+        unsafe { pass::<V, true>(self.values.as_mut_ptr(), self.values.len(), self.finish) }
     }
 }
 
@@ -77,20 +65,40 @@ struct See<'a> {
     finish: &'a mut Finish,
 }
 
-impl Task for See<'_> {
+impl Kernel for See<'_> {
     #[inline(always)]
-    fn run(self) {
-        let mut lanes = Lanes::of(self.finish);
-        let (whole, rest) = self.values.as_chunks::<LANES>();
-        for values in whole {
-            for (lane, &x) in values.iter().enumerate() {
-                lanes.see(lane, x);
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller vouches for the instructions, the slice for its elements, to which nothing is stored.
+        unsafe { pass::<V, false>(self.values.as_ptr().cast_mut(), self.values.len(), self.finish) }
+    }
+}
+
+/// Limits elements, takes note of them, and stores them if so told.
+///
+/// # Safety
+/// The processor must have the instructions, and so many elements must lie at the pointer, which may be written if they
+/// are stored.
+#[inline(always)]
+unsafe fn pass<V: Vector, const STORE: bool>(values: *mut f32, len: usize, finish: &mut Finish) {
+    // SAFETY: the caller vouches for the instructions and the elements; a mask holds those that are left.
+    unsafe {
+        let mut seen = Seen::<V>::of(finish);
+        let whole = len - len % V::LANES;
+        let mut at = 0;
+        while at < whole {
+            let here = values.wrapping_add(at);
+            let limited = seen.limit(V::load(here), None);
+            if STORE {
+                limited.store(here);
             }
+            at = at.wrapping_add(V::LANES);
         }
-        for (lane, &x) in rest.iter().enumerate() {
-            lanes.see(lane, x);
+        let (here, rest) = (values.wrapping_add(whole), V::mask(0, len - whole));
+        let limited = seen.limit(V::load_part(here, rest), Some(rest));
+        if STORE {
+            limited.store_part(here, rest);
         }
-        lanes.store(self.finish);
+        seen.store(finish);
     }
 }
 
@@ -156,33 +164,6 @@ impl<V: Vector> Seen<V> {
             self.max.store(max.as_mut_ptr());
             self.zeros.store(finish.zeros.as_mut_ptr());
         }
-    }
-}
-
-/// The same for loops that the compiler makes vectors of.
-struct Lanes {
-    min: [f32; LANES],
-    max: [f32; LANES],
-    zeros: [f32; LANES],
-}
-
-impl Lanes {
-    #[inline(always)]
-    fn of(finish: &Finish) -> Self {
-        Self { min: finish.extremes[0], max: finish.extremes[1], zeros: finish.zeros }
-    }
-
-    #[inline(always)]
-    fn see(&mut self, lane: usize, x: f32) {
-        self.min[lane] = if x < self.min[lane] { x } else { self.min[lane] };
-        self.max[lane] = if x > self.max[lane] { x } else { self.max[lane] };
-        self.zeros[lane] += x * 0.0;
-    }
-
-    #[inline(always)]
-    fn store(self, finish: &mut Finish) {
-        finish.extremes = [self.min, self.max];
-        finish.zeros = self.zeros;
     }
 }
 
