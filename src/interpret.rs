@@ -9,21 +9,21 @@
 //! Results of the interpreter depend on the model and its inputs alone, whatever the number of threads. How they
 //! compare with ONNX Runtime's:
 //!
-//! * [`Numerics::Ort`] follows its default optimizations, on one thread of an x86-64 processor with AVX-512 and VNNI. The
-//!   same bits come from quantized operators, also from a product of real numbers with 8-bit weights, for which it rounds
-//!   the former to bytes too. They come from convolutions (which it lays out in blocks of channels where their numbers
-//!   fit, and then adds in another order), products, LSTM, Softmax, LayerNormalization, ReduceL2, GlobalAveragePool, `exp`
-//!   and `erf`, and from `tanh` and the sigmoid, which are fractions there and lose digits.
+//! * [`Numerics::Ort`] follows its default optimizations, on one thread of an x86-64 processor with AVX-512 and VNNI.
+//!   The same bits come from quantized operators, also from a product of real numbers with 8-bit weights, for which
+//!   it rounds the former to bytes too. They come from convolutions (which it lays out in blocks of channels where
+//!   their numbers fit, and then adds in another order), products, LSTM, Softmax, LayerNormalization, ReduceL2,
+//!   GlobalAveragePool, `exp` and `erf`, and from `tanh` and the sigmoid, which are fractions there and lose digits.
 //! * [`Numerics::Spec`] follows it without optimizations, with the same bits for the same operators.
-//! * [`Numerics::Definition`] follows the definition alone: what is calibrated, tuned and trained is computed so. Its `tanh`,
-//!   sigmoid and ReduceL2 are more exact, and a convolution with one input channel in each group adds fused products one by
-//!   one.
+//! * [`Numerics::Definition`] follows the definition alone: what is calibrated, tuned and trained is computed so. Its
+//!   `tanh`, sigmoid and ReduceL2 are more exact, and a convolution with one input channel in each group adds fused
+//!   products one by one.
 //!
-//! The first two may differ in the last digits in other reductions, GRU and RNN, average pools of which ONNX Runtime knows that the
-//! channels make whole blocks, and where it makes one operator of several: a product and the addition of a constant,
-//! an addition and a normalization, a convolution in blocks and an addition. Where such a result is quantized and lies
-//! close to a tie, it may become the neighbouring integer (one element in 10⁵ to 10⁶), and what is computed from it
-//! follows.
+//! The first two may differ in the last digits in other reductions, GRU and RNN, average pools of which ONNX Runtime
+//! knows that the channels make whole blocks, and where it makes one operator of several: a product and the addition
+//! of a constant, an addition and a normalization, a convolution in blocks and an addition. Where such a result is
+//! quantized and lies close to a tie, it may become the neighbouring integer (one element in 10⁵ to 10⁶), and what is
+//! computed from it follows.
 //!
 //! On other processors ONNX Runtime itself computes otherwise:
 //!
@@ -112,9 +112,9 @@ pub enum Numerics {
     /// The same, with the sums and functions of ONNX Runtime's kernels when it does not optimize.
     Spec,
     /// An operator between DequantizeLinear and QuantizeLinear computes on integers, as ONNX Runtime's fused x86-64
-    /// kernels do, and any other on real numbers as its optimized kernels do. With `x`, `w`, `y` as scales: products are
-    /// exact 32-bit sums times `x·w / y`, rounded once, halves to even; Add is two fused multiply-adds, Mul one factor;
-    /// one-to-one functions and Softmax go through tables.
+    /// kernels do, and any other on real numbers as its optimized kernels do. With `x`, `w`, `y` as scales: products
+    /// are exact 32-bit sums times `x·w / y`, rounded once, halves to even; Add is two fused multiply-adds, Mul one
+    /// factor; one-to-one functions and Softmax go through tables.
     Ort,
 }
 

@@ -153,8 +153,8 @@ pub enum Payloads {
     Beside,
 }
 
-/// Writes a model, each initializer by itself, as [`write_atomically`] does; the number of bytes. What lay in other files
-/// is part of it: the result needs none of the files that it was made from.
+/// Writes a model, each initializer by itself, as [`write_atomically`] does; the number of bytes. What lay in other
+/// files is part of it: the result needs none of the files that it was made from.
 pub fn write(path: &Path, model: &Model, payloads: Payloads) -> Result<usize, Error> {
     let mut message = emit(model, External::Stream)?;
     let computed = |tensor: &proto::TensorProto| {
@@ -263,8 +263,8 @@ fn atomically<T>(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<T>
     write().map_err(|e| Fault::new(format!("cannot be written: {e}")).at(path.display()))
 }
 
-/// The first 16 hexadecimal digits of the SHA-256 of a file. For a large one a thread of its own computes them while the
-/// file is already used.
+/// The first 16 hexadecimal digits of the SHA-256 of a file. For a large one a thread of its own computes them while
+/// the file is already used.
 #[derive(Clone)]
 pub struct FileDigest(Arc<(OnceLock<String>, Bytes)>);
 

@@ -18,8 +18,8 @@
 //! alone. Counts are integers, so merging is exact, associative and commutative, and the thread count cannot show.
 //!
 //! Of a large tensor [`Histogram::sample`] counts blocks of neighbours that lie evenly apart, each for those that it
-//! stands for, starting elsewhere in each turn; the extremes are those of all elements, and are counted in any case. Counting everything would cost
-//! more than computing it, and say no more than the samples themselves do.
+//! stands for, starting elsewhere in each turn; the extremes are those of all elements, and are counted in any case.
+//! Counting everything would cost more than computing it, and say no more than the samples themselves do.
 //!
 //! Zeros, which every quantizer represents exactly, are counted apart. So are NaN, infinities and magnitudes from
 //! [`HUGE`] up: the latter two are how exporters write attention masks, and are no part of a distribution.

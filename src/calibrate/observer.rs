@@ -18,8 +18,8 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Takes in one more tensor, whatever its shape, of this sample. Its extent is found if it is not given. Of a larger
-    /// tensor about `most` elements are counted.
+    /// Takes in one more tensor, whatever its shape, of this sample. Its extent is found if it is not given. Of a
+    /// larger tensor about `most` elements are counted.
     pub fn observe(&mut self, values: &[f32], extent: Option<Extent>, sample: usize, most: usize) {
         let extent = extent.unwrap_or_else(|| finish::extent(values));
         let greatest = if extent.plain && !values.is_empty() {

@@ -79,9 +79,9 @@ impl Builder<'_> {
         }
     }
 
-    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads. Of integers: on integers
-    /// if a QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no integer form. Of
-    /// real numbers: one operator with the addition.
+    /// A MatMul by a constant matrix whose result only an Add of one constant for each column reads. Of integers: on
+    /// integers if a QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no
+    /// integer form. Of real numbers: one operator with the addition.
     fn biased_product(&mut self, id: NodeId) -> Option<bool> {
         let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, right: Right::default() };
         self.graph.node(id).op_as::<MatMul>()?;

@@ -67,8 +67,8 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Computes the outputs by the ONNX definition.
     fn float(&self, inputs: &[Option<Array>]) -> Result<Vec<Array>, Fault>;
 
-    /// The operator with the sums and functions of ONNX Runtime's float kernels, if they are others. Its results differ from
-    /// those of [`Op::float`] by roundings alone.
+    /// The operator with the sums and functions of ONNX Runtime's float kernels, if they are others. Its results
+    /// differ from those of [`Op::float`] by roundings alone.
     fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
         let _ = runtime;
         None
@@ -103,8 +103,8 @@ pub trait Op: Any + Debug + Send + Sync {
         Ok(self.float(&tensors)?.into_iter().map(Datum::Tensor).collect())
     }
 
-    /// Computes with the help of the graphs inside the node ([`Control::Inside`]): `call` runs the one of a name, if the
-    /// node has it.
+    /// Computes with the help of the graphs inside the node ([`Control::Inside`]): `call` runs the one of a name, if
+    /// the node has it.
     fn calling(&self, inputs: &[Option<Array>], call: Hook) -> Result<Vec<Array>, Fault> {
         let _ = call;
         self.float(inputs)

@@ -1,7 +1,7 @@
 //! Results that are no longer needed, kept by each thread as room for the next.
 //!
-//! A result is written as a whole, so what its buffer held before does not matter, and filling it with zeros first would
-//! be a pass over memory for nothing.
+//! A result is written as a whole, so what its buffer held before does not matter, and filling it with zeros first
+//! would be a pass over memory for nothing.
 
 use std::cell::RefCell;
 
@@ -15,7 +15,8 @@ thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::ne
 /// A buffer of this length and any content.
 pub fn take(len: usize) -> Vec<f32> {
     let found = KEPT.with_borrow_mut(|kept| {
-        // The smallest that is large enough, unless most of it would lie idle; of several the last, which is in the cache.
+        // The smallest that is large enough, unless most of it would lie idle; of several the last, which is in the
+        // cache.
         let fits = |buffer: &Vec<f32>| len >= LEAST && buffer.len() >= len && buffer.capacity() / 2 <= len;
         let fitting = kept.iter().enumerate().rev().filter(|(_, buffer)| fits(buffer));
         let best = fitting.min_by_key(|(_, buffer)| buffer.len())?.0;

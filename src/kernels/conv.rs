@@ -116,8 +116,8 @@ impl Channels {
 
 /// `y[n, g·M+m, o] = bias[g·M+m] + Σ_{c,t} w[g·M+m, c, t] · x[n, g·C+c, position(o, t)]`.
 ///
-/// `x` has `batch·groups·input` planes, `w` has `groups·output·input` kernels and `y` gets `batch·groups·output` planes;
-/// a fault says that the windows are too large for memory.
+/// `x` has `batch·groups·input` planes, `w` has `groups·output·input` kernels and `y` gets `batch·groups·output`
+/// planes; a fault says that the windows are too large for memory.
 ///
 /// # Panics
 /// If a slice does not have the length that the extents say.
@@ -247,8 +247,8 @@ fn tile_width(depth: usize, columns: usize) -> usize {
     columns.div_ceil(columns.div_ceil(widest).max(1)).next_multiple_of(48).min(columns)
 }
 
-/// Writes the taps of windows `first..first + width` as columns, whose rows are in the order of the sums: without another,
-/// row `c·taps + t` holds tap `t` of channel `c`.
+/// Writes the taps of windows `first..first + width` as columns, whose rows are in the order of the sums: without
+/// another, row `c·taps + t` holds tap `t` of channel `c`.
 fn gather<T: Number>(
     axes: &[Axis],
     (input, order): (usize, Order),

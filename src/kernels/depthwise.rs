@@ -1,8 +1,8 @@
 //! Convolution of one `f32` plane with one kernel, in vectors of neighbouring windows.
 //!
-//! Nothing is copied: where a window reaches over the border, lanes are masked instead. What is read of a row serves all
-//! windows above each other that reach it, a few at a time. Sums begin at zero and take their taps in order, and padding adds
-//! nothing; [`Taps`] says how.
+//! Nothing is copied: where a window reaches over the border, lanes are masked instead. What is read of a row serves
+//! all windows above each other that reach it, a few at a time. Sums begin at zero and take their taps in order, and
+//! padding adds nothing; [`Taps`] says how.
 
 use super::finish::{Finish, Seen};
 use super::lanes::{self, Kernel, Vector};
@@ -14,12 +14,13 @@ use super::window::{Axis, each_index, volume};
 pub enum Taps {
     /// One by one, each product fused with its addition: its kernels on blocks of channels.
     Fused,
-    /// Rounded, and four at a time: they are summed in order before the result is added. Two and then one remain. That is
-    /// its product of a row with a matrix, see [`vector`](super::vector).
+    /// Rounded, and four at a time: they are summed in order before the result is added. Two and then one remain.
+    /// That is its product of a row with a matrix, see [`vector`](super::vector).
     Fours,
 }
 
-/// How the windows of a plane read it. There is a loop for windows of 3, 5 or 7 taps in a row, one or two elements apart.
+/// How the windows of a plane read it. There is a loop for windows of 3, 5 or 7 taps in a row, one or two elements
+/// apart.
 #[derive(Debug)]
 pub struct Depthwise {
     row: Axis,

@@ -2,8 +2,8 @@
 
 use super::simd::Isa;
 
-/// A vector of `f32`. Loading and storing are safe if the elements lie at the pointer; all functions are if the processor
-/// has the instructions.
+/// A vector of `f32`. Loading and storing are safe if the elements lie at the pointer; all functions are if the
+/// processor has the instructions.
 pub trait Vector: Copy {
     /// Elements of a vector, a power of two.
     const LANES: usize;

@@ -17,8 +17,9 @@ pub fn moments<T: Real>(x: &[T]) -> (T, T) {
 /// `(x - mean) / sqrt(variance + epsilon) * scale + bias` for every element of a run, with its own statistics: replaces
 /// the elements, and gives the mean and the reciprocal of the root.
 ///
-/// For `f32`, both and the elements have the bits of ONNX Runtime's on x86-64 with AVX2 (`layernorm_kernel_avx2.cpp`): the
-/// mean is summed in four lanes of `f64`, squares in eight lanes; short runs update both element by element.
+/// For `f32`, both and the elements have the bits of ONNX Runtime's on x86-64 with AVX2
+/// (`layernorm_kernel_avx2.cpp`): the mean is summed in four lanes of `f64`, squares in eight lanes; short runs
+/// update both element by element.
 pub fn layer<T: Real + Number>(x: &mut [T], scale: &[T], bias: Option<&[T]>, epsilon: T) -> (T, T) {
     let mut found = (T::ZERO, T::ZERO);
     simd::run(Layer { x, scale, bias, epsilon, found: &mut found });

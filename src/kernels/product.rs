@@ -273,8 +273,8 @@ impl Walk<'_> {
             old,
             scale: self.alpha,
         };
-        // SAFETY: the loop was chosen for this processor; the views and the row fit their slices, as was checked, and the
-        // tile lies within their extents or in the copy.
+        // SAFETY: the loop was chosen for this processor; the views and the row fit their slices, as was checked, and
+        // the tile lies within their extents or in the copy.
         unsafe { run(&block, end) };
     }
 
@@ -311,8 +311,8 @@ fn finish(row: &mut [f32], bias: Option<f32>, finish: &mut Finish) {
     finish.apply(row);
 }
 
-/// Lends a buffer of this many elements of any content, which its thread keeps for the next time. It is one of its own, as
-/// who multiplies may hold that of [`Number::scratch`](super::gemm::Number::scratch).
+/// Lends a buffer of this many elements of any content, which its thread keeps for the next time. It is one of its
+/// own, as who multiplies may hold that of [`Number::scratch`](super::gemm::Number::scratch).
 fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local!(static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
     let mut buffer = BUFFER.take();

@@ -1,8 +1,8 @@
 //! Recurrent cells: LSTM, GRU and the plain one.
 //!
 //! The product of the inputs with their weights does not depend on the state, so it is computed for all steps at
-//! once; a step then costs one product of the states with the recurrent weights, and the gates. An LSTM adds them in the
-//! order of ONNX Runtime: the products with an input, those with a state, peepholes, and the sum of both biases.
+//! once; a step then costs one product of the states with the recurrent weights, and the gates. An LSTM adds them in
+//! the order of ONNX Runtime: the products with an input, those with a state, peepholes, and the sum of both biases.
 
 pub mod gradient;
 mod weights;

@@ -2,8 +2,8 @@
 //!
 //! `softmax(x) = e^(x - m) / Σ e^(x - m)` with `m = max x`, which changes nothing but keeps the powers finite.
 //!
-//! For `f32`, results have the bits of ONNX Runtime's on processors with AVX-512 (`MlasComputeSoftmax`): each of sixteen
-//! lanes sums every sixteenth power, and powers are multiplied with the reciprocal of the sum.
+//! For `f32`, results have the bits of ONNX Runtime's on processors with AVX-512 (`MlasComputeSoftmax`): each of
+//! sixteen lanes sums every sixteenth power, and powers are multiplied with the reciprocal of the sum.
 
 use super::real::Real;
 use super::reduce::{fold_axis, per_column};

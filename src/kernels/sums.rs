@@ -1,7 +1,7 @@
 //! Products of bytes whose results are the sums themselves: exact integers of 32 bits, which wrap.
 //!
-//! Rows and columns stand for `a - za` and `b - zb`. Since `Σ (a - za)(b - zb) = Σ ab - zb·Σa - za·(Σb - k·zb)`, the bytes
-//! are multiplied as they are, and what the zero points change is subtracted from each sum.
+//! Rows and columns stand for `a - za` and `b - zb`. Since `Σ (a - za)(b - zb) = Σ ab - zb·Σa - za·(Σb - k·zb)`, the
+//! bytes are multiplied as they are, and what the zero points change is subtracted from each sum.
 
 use std::borrow::Cow;
 
@@ -27,8 +27,8 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// The columns of a `k`×`n` matrix whose element `(p, j)` is `data[p * row + j * col]`. Exclusive or with `flip` makes
-    /// the bytes signed; `zeros` are zero points of signed bytes, one for each column or one for all.
+    /// The columns of a `k`×`n` matrix whose element `(p, j)` is `data[p * row + j * col]`. Exclusive or with `flip`
+    /// makes the bytes signed; `zeros` are zero points of signed bytes, one for each column or one for all.
     ///
     /// # Panics
     /// If the matrix does not lie inside `data`.
@@ -52,9 +52,9 @@ impl Columns {
         self.factors.len()
     }
 
-    /// Multiplies rows of `k` bytes that `flip` makes unsigned. `zeros` are zero points of unsigned bytes, one for each row
-    /// or one for all. `each` gets a row, the first of some neighbouring columns, and their sums; if `k` is 0 it is not
-    /// called, as all sums are 0.
+    /// Multiplies rows of `k` bytes that `flip` makes unsigned. `zeros` are zero points of unsigned bytes, one for
+    /// each row or one for all. `each` gets a row, the first of some neighbouring columns, and their sums; if `k` is
+    /// 0 it is not called, as all sums are 0.
     pub fn multiply(&self, rows: &[u8], flip: u8, zeros: &[i32], mut each: impl FnMut(usize, usize, &[i32])) {
         let (quads, k) = (self.packed.quads, self.depth);
         if k == 0 {

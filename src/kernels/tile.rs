@@ -50,8 +50,8 @@ pub struct End<'a> {
 
 /// A loop over a tile of some rows and vectors.
 ///
-/// Calling it is safe if the processor has the instructions of the [`Isa`] that the loop came from, all elements of `A`,
-/// `B`, `C` and `O` that the extents say lie inside of slices, and nobody else holds those of `C`.
+/// Calling it is safe if the processor has the instructions of the [`Isa`] that the loop came from, all elements of
+/// `A`, `B`, `C` and `O` that the extents say lie inside of slices, and nobody else holds those of `C`.
 pub type Loop = unsafe fn(&Block, Option<End>);
 
 /// The loops for one kind of vectors.
@@ -82,9 +82,9 @@ impl Tiles {
 #[allow(clippy::needless_range_loop)]
 unsafe fn tile<V: Vector, const R: usize, const N: usize, const PART: bool>(block: &Block, end: Option<End>) {
     let &Block { depth, a, a_row, a_col, b, b_row, last, c, c_row, old, scale } = block;
-    // Offsets lie inside of slices, so they do not overflow; a check in each would keep the loops from being unrolled, and
-    // sums that are not unrolled do not stay in registers. Hence wrapping operations, and ranges in place of iterators; and
-    // no closure loads or computes, as it might be compiled without the instructions.
+    // Offsets lie inside of slices, so they do not overflow; a check in each would keep the loops from being
+    // unrolled, and sums that are not unrolled do not stay in registers. Hence wrapping operations, and ranges in
+    // place of iterators; and no closure loads or computes, as it might be compiled without the instructions.
     let at = |i: usize, row: usize, j: usize| i.wrapping_mul(row).wrapping_add(j * V::LANES);
     let partly = |j: usize| PART && j + 1 == N;
     // SAFETY: the caller vouches for the instructions, and for `R` rows and `N` vectors of columns of all matrices, of

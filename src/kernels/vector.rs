@@ -1,5 +1,6 @@
-//! The `f32` product of a row or a column with a matrix, as ONNX Runtime computes it on x86-64 when it has not laid out the
-//! matrix ahead (`SgemmKernelM1Avx`, `SgemmKernelM1TransposeBAvx`). Products are rounded before they are added.
+//! The `f32` product of a row or a column with a matrix, as ONNX Runtime computes it on x86-64 when it has not laid
+//! out the matrix ahead (`SgemmKernelM1Avx`, `SgemmKernelM1TransposeBAvx`). Products are rounded before they are
+//! added.
 //!
 //! Where rows of the matrix are scaled and added, four of them are summed, in order, before the result is added to what
 //! there is; two and then one remain. Where columns are lines in memory, each of eight lanes sums every eighth product,

@@ -1,8 +1,8 @@
-//! The integer forms of operators: each reads a [`Unit`](crate::ir::integer::Unit) and makes the kernel that computes it,
-//! with weights packed and tables filled. Operators name their form in [`Op::integer`](super::Op::integer).
+//! The integer forms of operators: each reads a [`Unit`](crate::ir::integer::Unit) and makes the kernel that computes
+//! it, with weights packed and tables filled. Operators name their form in [`Op::integer`](super::Op::integer).
 //!
-//! The arithmetic is that of ONNX Runtime's kernels for x86-64 with AVX2 or better, and 32-bit sums that do not saturate.
-//! Where other processors differ is told in [`interpret`](crate::interpret#what-is-exact-and-what-is-not).
+//! The arithmetic is that of ONNX Runtime's kernels for x86-64 with AVX2 or better, and 32-bit sums that do not
+//! saturate. Where other processors differ is told in [`interpret`](crate::interpret#what-is-exact-and-what-is-not).
 
 mod blocks;
 pub mod conv;

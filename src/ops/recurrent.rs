@@ -116,8 +116,8 @@ impl Recurrent {
         if self.direction == Direction::Both { 2 } else { 1 }
     }
 
-    /// `products`, for each direction those with inputs and states, take the place of real weights; the recurrent ones in
-    /// slot 2 then have the gates along the last axis.
+    /// `products`, for each direction those with inputs and states, take the place of real weights; the recurrent
+    /// ones in slot 2 then have the gates along the last axis.
     fn run<T: Real + Number>(
         &self,
         inputs: &[Option<Array>],

@@ -1,11 +1,11 @@
 //! Rounding weights for what they compute, not for what they are.
 //!
 //! With inputs `x` as the quantized graph delivers them and outputs `y` as they should be, the integers of an output
-//! channel should make `Σ (y - ŵ·x)²` small, which is `ŵ·Hŵ - 2 b·ŵ` with `H = Σ x xᵀ` and `b = Σ y x`. Starting from the
-//! nearest integers, each weight in turn moves to the best integer while the others stay, until none moves: coordinate
-//! descent, as in Behdin et al. 2023, QuantEase (<https://arxiv.org/abs/2309.01885>). It never gets worse, needs no
-//! inverse of `H`, and corrects for noise in the inputs as well. A bias is one more input that is always 1 and whose
-//! weight is not rounded.
+//! channel should make `Σ (y - ŵ·x)²` small, which is `ŵ·Hŵ - 2 b·ŵ` with `H = Σ x xᵀ` and `b = Σ y x`. Starting from
+//! the nearest integers, each weight in turn moves to the best integer while the others stay, until none moves:
+//! coordinate descent, as in Behdin et al. 2023, QuantEase (<https://arxiv.org/abs/2309.01885>). It never gets worse,
+//! needs no inverse of `H`, and corrects for noise in the inputs as well. A bias is one more input that is always 1
+//! and whose weight is not rounded.
 
 use rayon::prelude::*;
 

@@ -127,7 +127,8 @@ fn atoms_at_the_extremes_stay_atoms() {
     assert_eq!(h.cells().last(), Some(Cell { lo: 6.0, hi: 6.0, count: 3 }));
 }
 
-/// All of a tensor that is not large is counted; of a large one, in many turns, about as much in every place as there is.
+/// All of a tensor that is not large is counted; of a large one, in many turns, about as much in every place as there
+/// is.
 #[test]
 fn some_elements_of_a_large_tensor_stand_for_all() {
     const MOST: usize = 1 << 14;
@@ -154,8 +155,8 @@ fn some_elements_of_a_large_tensor_stand_for_all() {
         let count = some.count() as f64 / (turns * values.len()) as f64;
         assert!((count - 1.0).abs() < 0.01, "{turns}: {count}");
         for x in [-2.0, -0.5, 0.0, 1.0, 2.5] {
-            // Nine turns start at each of the nine blocks that one is chosen of, so they count everything, and the extremes nine
-            // times more.
+            // Nine turns start at each of the nine blocks that one is chosen of, so they count everything, and the
+            // extremes nine times more.
             let limit = if turns == 9 { 2e-5 } else { 0.01 };
             assert!((below(&some, x) - below(&all, x)).abs() < limit, "{turns}: {x}");
         }

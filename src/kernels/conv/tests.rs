@@ -102,7 +102,8 @@ proptest! {
     }
 }
 
-/// One output by the definition of [`Order::Blocks`]: the products of each part in order, fused; parts in order; the bias.
+/// One output by the definition of [`Order::Blocks`]: the products of each part in order, fused; parts in order; the
+/// bias.
 fn in_blocks(ch: Channels, axes: &[Axis], x: &[f32], w: &[f32], window: &[usize], bias: f32) -> f32 {
     let kernels: Vec<usize> = axes.iter().map(|a| a.kernel).collect();
     let taps = indices(&kernels);

@@ -1,8 +1,9 @@
 //! The product of real rows with a matrix of bytes, for which the rows are rounded to bytes themselves, block by block.
 //!
 //! This is what ONNX Runtime makes of a product of real numbers with 8-bit weights on x86-64 with AVX-512 and VNNI
-//! (`MatMulNBits` of accuracy level 4, `sqnbitgemm_kernel_avx512_int8_blklen32.h`): 32 elements `x` of a row share the scale
-//! `max |x| / 127`. The weights stay unsigned; what their zero point adds is a second product, of the blocks' sums.
+//! (`MatMulNBits` of accuracy level 4, `sqnbitgemm_kernel_avx512_int8_blklen32.h`): 32 elements `x` of a row share
+//! the scale `max |x| / 127`. The weights stay unsigned; what their zero point adds is a second product, of the
+//! blocks' sums.
 
 use crate::kernels::simd::{self, Task};
 

@@ -145,8 +145,9 @@ impl Columns {
     }
 }
 
-/// Packs `width` columns from `first` on of a matrix with lines of `n` bytes, each combined with `flip` by exclusive or.
-/// Lines that are missing from the last quad become zeros; columns that are missing from the last block, anything.
+/// Packs `width` columns from `first` on of a matrix with lines of `n` bytes, each combined with `flip` by exclusive
+/// or. Lines that are missing from the last quad become zeros; columns that are missing from the last block,
+/// anything.
 ///
 /// # Panics
 /// If `out` is too small for the blocks.

@@ -1,8 +1,8 @@
 //! The way back through a recurrent layer: back-propagation through time.
 //!
-//! The layer runs once more, now keeping its gates. Then the steps are undone one by one: each gives the gradient by its
-//! gates and by the state before it. The products with the weights are put off to the end, when the gates of all steps
-//! make one matrix. All derivatives of the activations follow from what they returned.
+//! The layer runs once more, now keeping its gates. Then the steps are undone one by one: each gives the gradient by
+//! its gates and by the state before it. The products with the weights are put off to the end, when the gates of all
+//! steps make one matrix. All derivatives of the activations follow from what they returned.
 
 use super::{Activation, Cell, Function, Layer, Sizes, Weights, add, with_bias};
 use crate::kernels::gemm::{Mat, MatMut, Number, Size, gemm};

@@ -1,8 +1,7 @@
 //! ONNX Runtime's `com.microsoft.DynamicQuantizeLSTM`: an LSTM with 8-bit weights that quantizes its input as it runs.
 //!
-//! The input, and at each step the states of all sequences, become `uint8` over their range, and are multiplied with the
-//! weights on integers.
-//! See <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md>.
+//! The input, and at each step the states of all sequences, become `uint8` over their range, and are multiplied with
+//! the weights on integers. See <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md>.
 
 use std::sync::Arc;
 
