@@ -52,6 +52,7 @@ use crate::budget::{self, Holding};
 use crate::error::{Error, Fault};
 use crate::ir::integer::Kernel;
 use crate::ir::{Array, Control, Datum, Graph, Limits, NodeId, Op, ValueId};
+use fuse::Sum;
 use integer::Meaning;
 use watch::Shown;
 
@@ -82,7 +83,9 @@ struct Step {
     action: Action,
     /// The bytes of its results, if they follow from the graph.
     size: Option<u64>,
-    /// Limits that the only reader of the result puts on it.
+    /// What the only reader of the result adds to it.
+    sum: Option<Sum>,
+    /// Limits that the only reader of the result, or of the sum, puts on it.
     limits: Option<Limits>,
 }
 

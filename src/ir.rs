@@ -26,7 +26,7 @@ pub use edit::{Edit, Operand, Refusal};
 pub use extent::{Extent, HUGE, Limits};
 pub use graph::{Body, Graph, Node, NodeId, Port, Use, Value, ValueId};
 pub use model::Model;
-pub use op::{Control, Fact, Given, Gradient, Hook, Op, Operands, Rule, Run, Runtime};
+pub use op::{After, Control, Fact, Given, Gradient, Hook, Op, Operands, Rule, Run, Runtime};
 pub use payload::{Deferred, Floats, Payload};
 pub use schedule::schedule;
 pub use tensor::Tensor;

@@ -171,6 +171,7 @@ impl<'a> Builder<'a> {
             last_reads: Vec::new(),
             action,
             size,
+            sum: None,
             limits: None,
         })
     }

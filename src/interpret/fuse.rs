@@ -1,31 +1,68 @@
-//! Operators that limit their result, or find its extent, while it is at hand.
+//! Operators that add to their result, limit it, or find its extent, while it is at hand.
 //!
-//! This only concerns speed: it is a fact of the program, and whoever wants to see a value before it is limited makes the
-//! two operators compute one after the other.
+//! This only concerns speed: it is a fact of the program, and whoever wants to see a value before something is added to
+//! it, or before it is limited, makes the operators compute one after the other. The bits are the same.
 
 use super::build::Builder;
 use super::watch::{Noticed, Watch};
 use super::{Action, Step, describe, room};
 use crate::error::Error;
-use crate::ir::{Array, Datum, Limits, NodeId, Port, Rule};
+use crate::ir::{After, Array, Datum, Limits, NodeId, Port, Rule, ValueId};
+use crate::ops::arithmetic::{Binary, Function};
+
+/// What the only reader of a value adds to it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sum {
+    /// Where that is; it is there before the value.
+    slot: usize,
+    /// What comes of it.
+    id: ValueId,
+}
 
 impl Builder<'_> {
-    /// Hands the limits of a clamp to the step before it, if that makes a value which nobody else reads.
+    /// Hands an addition, or the limits of a clamp, to the step before it, if that makes a value which nobody else reads.
     pub fn fuse(&mut self, id: NodeId) {
         let node = self.graph.node(id);
-        let rule = node.op.as_ref().filter(|_| node.unknown.is_none()).map(|op| op.rule());
-        let (Some(Rule::Clamp { low, high }), Some(x)) = (rule, self.graph.input(id, 0)) else { return };
-        let alone = self.graph.only_use(x).is_some_and(|usage| usage.port == Port::Input(0));
-        let Some((low, high)) = self.bounds(id, low, high).filter(|_| alone) else { return };
-        // A clamp whose bounds cross gives the upper one, as limits do.
-        if let Some(&step) = self.filled_by.get(&self.slot(x)) {
+        let Some(op) = node.op.as_ref().filter(|_| node.unknown.is_none()) else { return };
+        if op.as_a() == Some(&Binary { function: Function::Add, axis: None }) {
+            self.fuse_sum(id);
+        } else if let (Rule::Clamp { low, high }, Some(x)) = (op.rule(), self.graph.input(id, 0)) {
+            let Some((low, high)) = self.bounds(id, low, high).filter(|_| self.is_read_once(x, 0)) else {
+                return;
+            };
+            // A clamp whose bounds cross gives the upper one, as limits do.
+            let Some(&step) = self.filled_by.get(&self.slot(x)) else { return };
             self.program.steps[step].limits = Some(Limits { low, high });
+            // If that adds, it may be done by the step that makes one of its inputs.
+            let inputs = self.program.steps[step].inputs.iter().flatten();
+            let makers: Vec<usize> = inputs.filter_map(|slot| self.filled_by.get(slot)).copied().collect();
+            for maker in makers {
+                let maker = &mut self.program.steps[maker];
+                if maker.sum.is_some_and(|sum| sum.id == x) {
+                    maker.limits = Some(Limits { low, high });
+                }
+            }
         }
+    }
+
+    fn fuse_sum(&mut self, id: NodeId) {
+        let (Some(a), Some(b)) = (self.graph.input(id, 0), self.graph.input(id, 1)) else { return };
+        let Some(&Some(sum)) = self.graph.outputs_of(id).first() else { return };
+        let made_by = |x: ValueId| self.filled_by.get(&self.slot(x)).copied();
+        // Of two products, the later one finds the other.
+        let (x, other, slot) = if made_by(a) > made_by(b) { (a, b, 0) } else { (b, a, 1) };
+        let Some(step) = made_by(x).filter(|_| self.is_read_once(x, slot)) else { return };
+        let sum = Sum { slot: self.slot(other), id: sum };
+        self.program.steps[step].sum = Some(sum);
+    }
+
+    fn is_read_once(&self, x: ValueId, slot: usize) -> bool {
+        self.graph.only_use(x).is_some_and(|usage| usage.port == Port::Input(slot))
     }
 }
 
 impl Step {
-    /// Runs the step in its fused form, if it has one: limits its result as the next step would, or finds it limited.
+    /// Runs the step in its fused form, if it has one: does what the next steps would, or finds it done.
     pub fn run_fused(
         &self,
         values: &mut [Option<Datum>],
@@ -36,31 +73,56 @@ impl Step {
             return Ok(false);
         };
         let array = |slot: usize| values[slot].as_ref().and_then(|value| value.as_tensor().ok());
-        if let (Some(&Some(x)), Rule::Clamp { .. }) = (self.inputs.first(), op.rule()) {
-            // What was limited, was so on behalf of its only reader.
-            let done = noticed[x].filter(|done| done.limits != Limits::NONE);
-            if let (Some(done), Some(limited)) = (done, array(x)) {
-                values[*output] = Some(Datum::Tensor(limited.clone()));
-                noticed[*output] = Some(Noticed { limits: Limits::NONE, ..done });
-                return Ok(true);
-            }
+        if let Some((done, made)) =
+            self.done_ahead(noticed).and_then(|(slot, done)| Some((done, array(slot)?)))
+        {
+            values[*output] = Some(Datum::Tensor(made.clone()));
+            noticed[*output] = Some(done);
+            return Ok(true);
         }
         if !op.finishes() || !self.inputs.iter().flatten().all(|&slot| array(slot).is_some()) {
             return Ok(false);
         }
         let inputs: Vec<Option<Array>> =
             self.inputs.iter().map(|slot| slot.and_then(array).cloned()).collect();
-        let limits = self.limits.filter(|_| watch.is_none_or(|watch| !watch.wants(*id)));
-        let limits = limits.unwrap_or(Limits::NONE);
         room::check(&**op, &inputs, self.size).map_err(|fault| fault.at(&self.place))?;
-        let Some(found) = op.finished(&inputs, limits) else { return Ok(false) };
-        let (result, extent) = found.map_err(|fault| {
+        let unseen = |id: ValueId| watch.is_none_or(|watch| !watch.wants(id));
+        let sum = self.sum.filter(|_| unseen(*id)).and_then(|sum| Some((sum.id, array(sum.slot)?)));
+        let finished = |sum: Option<(ValueId, &Array)>| {
+            let last = sum.map_or(*id, |(sum, _)| sum);
+            let limits = self.limits.filter(|_| (sum.is_some() || self.sum.is_none()) && unseen(last));
+            let limits = limits.unwrap_or(Limits::NONE);
+            let found = op.finished(&inputs, After { added: sum.map(|(_, added)| added), limits })?;
+            let noticed = |extent| Noticed { sum: sum.map(|(id, _)| id), limits, extent };
+            Some(found.map(|(result, extent)| (result, noticed(extent))))
+        };
+        // Where what is to be added has another form, the product is made alone.
+        let found = sum.and_then(|sum| finished(Some(sum))).or_else(|| finished(None));
+        let Some(found) = found else { return Ok(false) };
+        let (result, notice) = found.map_err(|fault| {
             let inputs = self.inputs.iter().map(|slot| slot.and_then(|slot| values[slot].as_ref()));
             describe(fault, inputs).at(&self.place)
         })?;
-        values[*output] = Some(Datum::Tensor(result));
-        noticed[*output] = Some(Noticed { limits, extent });
+        (values[*output], noticed[*output]) = (Some(Datum::Tensor(result)), Some(notice));
         Ok(true)
+    }
+
+    /// The input that is this step's result already, and what is to be noticed of it.
+    fn done_ahead(&self, noticed: &[Option<Noticed>]) -> Option<(usize, Noticed)> {
+        let [Some((_, id))] = self.outputs[..] else { return None };
+        let inputs = self.inputs.iter().flatten();
+        if let Some(found) =
+            inputs.filter_map(|&slot| Some((slot, noticed[slot]?))).find(|x| x.1.sum == Some(id))
+        {
+            return Some((found.0, Noticed { sum: None, ..found.1 }));
+        }
+        // What was limited, was so on behalf of its only reader.
+        let Action::Compute(op) = &self.action else { return None };
+        let &Some(x) = self.inputs.first().filter(|_| matches!(op.rule(), Rule::Clamp { .. }))? else {
+            return None;
+        };
+        let done = noticed[x].filter(|done| done.limits != Limits::NONE)?;
+        Some((x, Noticed { limits: Limits::NONE, ..done }))
     }
 }
 
@@ -117,5 +179,49 @@ mod tests {
         assert_eq!(outputs, plain);
         assert_eq!((seen[0].0, seen[0].2), (id("y"), extent(-1.0, 2.0)));
         assert_eq!((seen[1].0, seen[1].2), (id("e"), None));
+    }
+
+    #[test]
+    fn a_sum_is_done_by_the_product_ahead_unless_someone_looks_in_between() {
+        let source = r#"<ir_version: 8, opset_import: ["" : 17]>
+            g (float[1, 2, 2, 3] x) => (float[1, 2, 2, 3] s, float[1, 2, 2, 3] t, float[1, 2, 2, 2] v, float[1, 2, 2, 3] w)
+            <float[2, 2, 1, 1] k = {1, -2, 0.5, 1}, float[2] b = {0.5, 1}, float[2, 1, 3, 3] d = {1, 2, 3, 4, 5, 6, 7,
+             8, 9, 9, 8, 7, 6, 5, 4, 3, 2, 1}, float[3, 2] m = {1, 2, -1, 3, 0.1, 5}, float[2] row = {0.3, -4},
+             float[2, 1, 1] column = {1, 2}> {
+              c = Conv (x, k, b)
+              a = Add (x, c)
+              s = Relu (a)
+              e = Conv <group = 2, pads = [1, 1, 1, 1]> (x, d)
+              t = Add (e, s)
+              p = MatMul (x, m)
+              v = Add (row, p)
+              h = Conv (x, k)
+              w = Add (h, column)
+            }"#;
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let program = Program::new(&graph).unwrap();
+        let x = (0..12).map(|i| i as f32 * 0.7 - 3.0).collect::<Vec<_>>();
+        let x = Array::new(&[1, 2, 2, 3], x).unwrap();
+        let id = |name: &str| graph.find(name).unwrap();
+        let run = |wanted: &[&str]| {
+            let mut seen = Seen(wanted.iter().map(|name| id(name)).collect(), Vec::new());
+            let (outputs, _) = program.run_as_far_as_possible(std::slice::from_ref(&x), &mut seen).unwrap();
+            let known = |(id, _, extent): (ValueId, Array, Option<Extent>)| {
+                extent.map(|extent| (graph.name(id).to_string(), extent))
+            };
+            (outputs, seen.1.into_iter().filter_map(known).collect::<Vec<_>>())
+        };
+        let (apart, products) = run(&["c", "a", "s", "e", "t", "p", "v", "h", "w"]);
+        // Only the products tell an extent.
+        assert_eq!(products.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(), ["c", "e", "p", "h"]);
+        let (outputs, sums) = run(&["a", "s", "t", "v", "w"]);
+        assert_eq!(outputs, apart);
+        // The limits are not put on a sum that someone wants to see, and a row for each channel is added in a step of its own.
+        assert_eq!(sums.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(), ["a", "t", "v"]);
+        let (outputs, results) = run(&["s", "t"]);
+        assert_eq!(outputs, apart);
+        let s = crate::kernels::finish::extent(outputs[0].as_ref().unwrap().slice().unwrap());
+        assert_eq!((&results[0].0[..], results[0].1.min, results[0].1), ("s", 0.0, s));
+        assert_eq!(program.run_unwatched(std::slice::from_ref(&x)).unwrap().0, apart);
     }
 }

@@ -257,6 +257,7 @@ impl Builder<'_> {
         self.program.initial.resize(first + outputs.len(), None);
         let step = Step {
             size: None,
+            sum: None,
             limits: None,
             node: id,
             place: self.place(id),
@@ -368,6 +369,7 @@ impl Builder<'_> {
         let Some((node, _)) = self.graph.producer(value) else { return };
         let step = Step {
             size: None,
+            sum: None,
             limits: None,
             node,
             place: self.place(node),

@@ -34,7 +34,9 @@ pub(super) struct Shown {
 /// What an operator noticed of its result while it was at hand.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Noticed {
-    /// What the elements were limited to.
+    /// The value that this one was made at once, by adding to it.
+    pub sum: Option<ValueId>,
+    /// What the elements were limited to after that.
     pub limits: Limits,
     /// Their extent after that.
     pub extent: Extent,

@@ -52,6 +52,20 @@ impl<'a> Runtime<'a> {
     }
 }
 
+/// What comes after an operator, and may be done while the elements of its result are at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct After<'a> {
+    /// Added to the result, whose shape stays what it is.
+    pub added: Option<&'a Array>,
+    /// What limits that.
+    pub limits: Limits,
+}
+
+impl After<'_> {
+    /// Nothing.
+    pub const NOTHING: Self = Self { added: None, limits: Limits::NONE };
+}
+
 /// The meaning of one operator with its attributes read.
 ///
 /// Inputs come by slot; an absent optional input is `None`. Inference also gets `None` for an input of which nothing
@@ -74,15 +88,15 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
-    /// Can it limit its only output, and tell the extent, while the elements are at hand?
+    /// Can it do to its only output what comes after, and tell the extent, while the elements are at hand?
     fn finishes(&self) -> bool {
         false
     }
 
-    /// The only output with every element limited, and its extent; none if these inputs have no such form. Passes over
-    /// memory that another operator and a watch would take are saved.
-    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
-        let _ = (inputs, limits);
+    /// The only output after what comes after it, and its extent; none if these operands have no such form. Passes over
+    /// memory that other operators and a watch would take are saved.
+    fn finished(&self, inputs: &[Option<Array>], after: After) -> Option<Result<(Array, Extent), Fault>> {
+        let _ = (inputs, after);
         None
     }
 

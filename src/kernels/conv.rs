@@ -13,6 +13,7 @@ pub mod gradient;
 use super::depthwise::{Depthwise, Taps};
 use super::finish::Finish;
 use super::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
+use super::product::Ending;
 use super::simd::Isa;
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
@@ -128,10 +129,12 @@ pub fn conv<T: Number>(
     w: &[T],
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Fault> {
-    conv_finished(channels, axes, Order::Channels, x, (w, bias), &mut Finish::new(Limits::NONE))
+    let mut finish = Finish::new(Limits::NONE);
+    conv_finished(channels, axes, Order::Channels, x, w, Ending { bias, added: None, finish: &mut finish })
 }
 
-/// The same with sums in some order, after which elements of `f32` are limited and noted while they are at hand.
+/// The same with sums in some order, and with what is done to the planes as rows while their elements are at hand. There
+/// is a bias for each channel, and something to be added for each plane.
 ///
 /// # Panics
 /// Like [`conv`].
@@ -140,8 +143,8 @@ pub fn conv_finished<T: Number>(
     axes: &[Axis],
     order: Order,
     x: &[T],
-    (w, bias): (&[T], Option<&[T]>),
-    finish: &mut Finish,
+    w: &[T],
+    end: Ending<T>,
 ) -> Result<Vec<T>, Fault> {
     let Channels { batch, groups, input, output } = channels;
     let (plane_in, plane_out) = (volume(axes, |a| a.input), volume(axes, |a| a.output));
@@ -170,21 +173,29 @@ pub fn conv_finished<T: Number>(
         let group = index % groups;
         let x = &x[index * input * plane_in..][..input * plane_in];
         let w = &w[group * output * depth..][..output * depth];
-        let bias = bias.map(|bias| &bias[group * output..][..output]);
+        let bias = end.bias.map(|bias| &bias[group * output..][..output]);
+        let added = end.added.map(|added| Mat { data: &added.data[index * output * added.row..], ..added });
+        let mut end = Ending { bias, added, finish: &mut *end.finish };
         match (&own, &phases) {
             (Some((run, windows)), _) => {
                 for (channel, (w, y)) in w.chunks_exact(depth).zip(y.chunks_exact_mut(plane_out)).enumerate()
                 {
-                    run(windows, Isa::detect(), x, (w, bias.map(|bias| bias[channel])), y, finish);
+                    let bias = bias.map(|bias| bias[channel]);
+                    if added.is_none() {
+                        run(windows, Isa::detect(), x, (w, bias), y, end.finish);
+                        continue;
+                    }
+                    run(windows, Isa::detect(), x, (w, bias), y, &mut Finish::new(Limits::NONE));
+                    Ending { bias: None, ..end.from(channel, 0) }.row(0, 0, y);
                 }
             }
-            (None, Some(phases)) => depthwise(phases, &mut taps, x, (w, bias), y, finish),
+            (None, Some(phases)) => depthwise(phases, &mut taps, x, w, y, end),
             (None, None) if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
                 let (w, x) = (Mat::rows(w, input), Mat::rows(x, plane_in));
-                contract(size, w, x, MatMut::rows(y, plane_out), parts, bias, finish);
+                contract(size, w, x, MatMut::rows(y, plane_out), parts, end);
             }
-            (None, None) => gathered(axes, (input, order, parts), x, (w, bias), y, finish),
+            (None, None) => gathered(axes, (input, order, parts), x, w, y, end),
         }
     }
     Ok(y)
@@ -195,9 +206,9 @@ fn depthwise<T: Number>(
     phases: &Phases,
     taps: &mut [(usize, T)],
     x: &[T],
-    (w, bias): (&[T], Option<&[T]>),
+    w: &[T],
     y: &mut [T],
-    finish: &mut Finish,
+    mut end: Ending<T>,
 ) {
     let plane_out = y.len() / (w.len() / taps.len());
     T::scratch(phases.size() + phases.span(), |buffer| {
@@ -208,10 +219,7 @@ fn depthwise<T: Number>(
             sums.fill(T::default());
             fold(taps, split, sums, |sum, x, w| sum.plus_product(x, w));
             phases.join(sums, y);
-            if let Some(bias) = bias {
-                y.iter_mut().for_each(|y| *y = y.plus(bias[channel]));
-            }
-            T::finish(y, finish);
+            end.row(channel, 0, y);
         }
     });
 }
@@ -221,9 +229,9 @@ fn gathered<T: Number>(
     axes: &[Axis],
     (input, order, parts): (usize, Order, Parts),
     x: &[T],
-    (w, bias): (&[T], Option<&[T]>),
+    w: &[T],
     y: &mut [T],
-    finish: &mut Finish,
+    mut end: Ending<T>,
 ) {
     let plane_out = volume(axes, |a| a.output);
     let depth = input * volume(axes, |a| a.kernel);
@@ -236,7 +244,7 @@ fn gathered<T: Number>(
             let size = Size { m: y.len() / plane_out, n: width, k: depth };
             let target = MatMut { data: &mut y[first..], row: plane_out, col: 1 };
             let (w, columns) = (Mat::rows(w, depth), Mat::rows(columns, width));
-            contract(size, w, columns, target, parts, bias, finish);
+            contract(size, w, columns, target, parts, end.from(0, first));
         }
     });
 }

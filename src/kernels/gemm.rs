@@ -44,16 +44,8 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
         parts: Parts,
     );
 
-    /// `C ← A·B` and a bias for each row, see [`contract`].
-    fn contract(
-        size: Size,
-        a: Mat<Self>,
-        b: Mat<Self>,
-        c: MatMut<Self>,
-        parts: Parts,
-        bias: Option<&[Self]>,
-        finish: &mut Finish,
-    );
+    /// `C ← A·B` and what comes after, see [`contract`].
+    fn contract(size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts, end: Ending<Self>);
 
     /// Limits elements and notes their extremes; only for `f32`, others stay as they are.
     fn finish(values: &mut [Self], finish: &mut Finish);
@@ -91,10 +83,9 @@ macro_rules! number {
         }
 
         fn contract(
-            size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts,
-            bias: Option<&[Self]>, finish: &mut Finish,
+            size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts, end: Ending<Self>,
         ) {
-            $contract(size, a, b, c, parts, bias, finish);
+            $contract(size, a, b, c, parts, end);
         }
 
         fn finish(values: &mut [Self], finish: &mut Finish) {
@@ -122,15 +113,15 @@ macro_rules! number {
 
 number! {
     f32, 1.0, Add::add, Mul::mul, blocked, finished, |values, finish: &mut Finish| finish.apply(values), Some(Depthwise::compute), buffer::take, |sum, a: f32, b| a.mul_add(b, sum);
-    f64, 1.0, Add::add, Mul::mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
-    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, biased, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    f64, 1.0, Add::add, Mul::mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i8, 1, i8::wrapping_add, i8::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i16, 1, i16::wrapping_add, i16::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i32, 1, i32::wrapping_add, i32::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    i64, 1, i64::wrapping_add, i64::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u8, 1, u8::wrapping_add, u8::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u16, 1, u16::wrapping_add, u16::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u32, 1, u32::wrapping_add, u32::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
+    u64, 1, u64::wrapping_add, u64::wrapping_mul, plain, ended, |_, _| (), None, zeros, |sum: Self, a: Self, b| sum.plus(a.times(b));
 }
 
 fn zeros<T: Default + Clone>(len: usize) -> Vec<T> {
@@ -182,6 +173,13 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
+impl<T> Mat<'_, T> {
+    /// Does a matrix of so many rows and columns lie inside its slice?
+    pub(super) fn fits(&self, rows: usize, columns: usize) -> bool {
+        fits(self.data.len(), rows, columns, self.row, self.col)
+    }
+}
+
 impl<'a, T> MatMut<'a, T> {
     /// A dense row-major matrix of this many columns.
     pub fn rows(data: &'a mut [T], columns: usize) -> Self {
@@ -204,8 +202,8 @@ pub(super) fn check<T>(size: Size, a: &Mat<T>, b: &Mat<T>, c: &MatMut<T>) {
     if m == 0 || n == 0 {
         return;
     }
-    assert!(fits(a.data.len(), m, k, a.row, a.col), "A does not fit its slice");
-    assert!(fits(b.data.len(), k, n, b.row, b.col), "B does not fit its slice");
+    assert!(a.fits(m, k), "A does not fit its slice");
+    assert!(b.fits(k, n), "B does not fit its slice");
     assert!(fits(c.data.len(), m, n, c.row, c.col), "C does not fit its slice");
     let apart =
         if c.row >= c.col { c.row >= n.saturating_mul(c.col) } else { c.col >= m.saturating_mul(c.row) };
@@ -264,64 +262,33 @@ fn plain<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatM
     }
 }
 
-/// `C ← A·B`, then the bias of its row is added to each element and, of `f32`, what [`Finish`] says is done, all while
-/// the element is at hand.
+/// `C ← A·B`, then the bias of its row and what else is added to each element and, of `f32`, what [`Finish`] says is
+/// done, all while the element is at hand.
 ///
 /// # Panics
-/// Like [`gemm`], and if rows of `C` are not contiguous or the bias is shorter than `m`.
-pub fn contract<T: Number>(
-    size: Size,
-    a: Mat<T>,
-    b: Mat<T>,
-    c: MatMut<T>,
-    parts: Parts,
-    bias: Option<&[T]>,
-    finish: &mut Finish,
-) {
+/// Like [`gemm`], and if rows of `C` or of what is added are not contiguous or the bias is shorter than `m`.
+pub fn contract<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, parts: Parts, end: Ending<T>) {
     check(size, &a, &b, &c);
-    assert!(c.col == 1 && bias.is_none_or(|bias| bias.len() >= size.m), "rows of C, or the bias");
+    assert!(c.col == 1, "rows of C");
+    end.check(size);
     if size.m > 0 && size.n > 0 {
-        T::contract(size, a, b, c, parts, bias, finish);
+        T::contract(size, a, b, c, parts, end);
     }
 }
 
-fn biased<T: Number>(
-    size: Size,
-    a: Mat<T>,
-    b: Mat<T>,
-    c: MatMut<T>,
-    _: Parts,
-    bias: Option<&[T]>,
-    _: &mut Finish,
-) {
-    for i in 0..size.m {
-        let row = &mut c.data[i * c.row..][..size.n];
-        row.fill(bias.map_or(T::default(), |bias| bias[i]));
-    }
-    plain(size, T::ONE, a, b, T::ONE, c, Parts::CONSTANT);
+fn ended<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, parts: Parts, mut end: Ending<T>) {
+    let MatMut { data, row, col } = c;
+    plain(size, T::ONE, a, b, T::default(), MatMut { data: &mut *data, row, col }, parts);
+    (0..size.m).for_each(|i| end.row(i, 0, &mut data[i * row..][..size.n]));
 }
 
-fn finished(
-    size: Size,
-    a: Mat<f32>,
-    b: Mat<f32>,
-    mut c: MatMut<f32>,
-    parts: Parts,
-    bias: Option<&[f32]>,
-    finish: &mut Finish,
-) {
+fn finished(size: Size, a: Mat<f32>, b: Mat<f32>, mut c: MatMut<f32>, parts: Parts, mut end: Ending) {
     if parts.line && vector::multiply(size, a, b, false, &mut c) {
-        for i in 0..size.m {
-            let row = &mut c.data[i * c.row..][..size.n];
-            if let Some(bias) = bias {
-                row.iter_mut().for_each(|y| *y += bias[i]);
-            }
-            finish.apply(row);
-        }
+        (0..size.m).for_each(|i| end.row(i, 0, &mut c.data[i * c.row..][..size.n]));
         return;
     }
-    let end = Some(Ending { bias, finish });
-    Product { size, alpha: 1.0, a, b, start: Start::Nothing, c, parts, end }.compute(Isa::detect());
+    Product { size, alpha: 1.0, a, b, start: Start::Nothing, c, parts, end: Some(end) }
+        .compute(Isa::detect());
 }
 
 /// The `f32` product. Where columns of the result are contiguous and not rows, it is `Cᵀ = Bᵀ·Aᵀ`.

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 
 use super::finish::Finish;
-use super::gemm::{Mat, MatMut, Size, check};
+use super::gemm::{Mat, MatMut, Number, Size, check};
 use super::simd::Isa;
 use super::tile::{Block, End, Tiles, VECTORS};
 
@@ -59,11 +59,43 @@ const MANY_ROWS: usize = 128;
 
 /// What is done to a result before it leaves the cache.
 #[derive(Debug)]
-pub struct Ending<'a> {
+pub struct Ending<'a, T = f32> {
     /// Added to each row.
-    pub bias: Option<&'a [f32]>,
+    pub bias: Option<&'a [T]>,
+    /// Added after that. The same row may be added to all.
+    pub added: Option<Mat<'a, T>>,
     /// Limits and extremes.
     pub finish: &'a mut Finish,
+}
+
+impl<T: Number> Ending<'_, T> {
+    /// Does it fit a result of these extents?
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn check(&self, Size { m, n, .. }: Size) {
+        assert!(self.bias.is_none_or(|bias| bias.len() >= m), "bias");
+        let fits = |a: &Mat<T>| a.fits(m, n) && (a.col == 1 || n <= 1);
+        assert!(self.added.as_ref().is_none_or(fits), "what is added");
+    }
+
+    /// What is done to the rows from `i` on of the columns from `j` on.
+    pub fn from(&mut self, i: usize, j: usize) -> Ending<'_, T> {
+        let added = self.added.map(|a| Mat { data: a.data.get(i * a.row + j..).unwrap_or(&[]), ..a });
+        Ending { bias: self.bias.map(|bias| &bias[i..]), added, finish: self.finish }
+    }
+
+    /// Does it to columns from `first` on of row `i`.
+    pub fn row(&mut self, i: usize, first: usize, row: &mut [T]) {
+        if let Some(bias) = self.bias {
+            row.iter_mut().for_each(|y| *y = y.plus(bias[i]));
+        }
+        if let Some(added) = self.added {
+            let added = &added.data[i * added.row + first..];
+            row.iter_mut().zip(added).for_each(|(y, &added)| *y = y.plus(added));
+        }
+        T::finish(row, self.finish);
+    }
 }
 
 /// What products are added to.
@@ -102,13 +134,15 @@ impl Product<'_> {
     /// Computes it with these vectors, or narrower ones if the processor lacks them.
     ///
     /// # Panics
-    /// If a view does not fit its slice, rows of `C` are not contiguous, or a bias is too short.
+    /// If a view does not fit its slice, rows of `C` or of what is added are not contiguous, or a bias is too short.
     pub fn compute(self, isa: Isa) {
         let Self { size, alpha, a, b, start, c, parts, mut end } = self;
         let Size { m, n, k } = size;
         check(size, &a, &b, &c);
         assert!(c.col == 1 || n <= 1, "rows of C are not contiguous");
-        assert!(end.as_ref().and_then(|end| end.bias).is_none_or(|bias| bias.len() >= m), "bias");
+        if let Some(end) = &end {
+            end.check(size);
+        }
         assert!(!matches!(start, Start::Row(row) if row.len() < n), "row");
         if m == 0 {
             return;
@@ -124,6 +158,7 @@ impl Product<'_> {
             };
             let (a, b) = (Mat { row: b.col, ..b }, Mat { row: a.col, col: 1, ..a });
             let (size, a, c) = (Size { m: n, n: 1, k }, Mat { col: 1, ..a }, MatMut { row: 1, ..c });
+            let end = end.map(|end| Ending { added: end.added.map(|a| Mat { row: 1, ..a }), ..end });
             return Product { size, alpha, a, b, start, c, parts, end }.compute(isa);
         }
         for i in 0..m {
@@ -198,7 +233,13 @@ impl Walk<'_> {
         let mut tile = |i: usize, panel: usize| {
             let rows = most.min(m - i);
             let end = end.as_mut().filter(|_| place.part + place.depth == self.size.k);
-            let end = end.map(|end| End { bias: end.bias.map(|b| &b[i..i + rows]), finish: end.finish });
+            let end = end.map(|end| {
+                let added = end.added.map(|added| {
+                    let j = place.first + panel * VECTORS * self.tiles.lanes;
+                    (added.data[i * added.row + j..].as_ptr(), added.row)
+                });
+                End { bias: end.bias.map(|b| &b[i..i + rows]), added, finish: end.finish }
+            });
             self.tile(place, (i, rows), panel, b, end);
         };
         // What is read again and again, or written, is to lie together.
@@ -273,8 +314,8 @@ impl Walk<'_> {
             old,
             scale: self.alpha,
         };
-        // SAFETY: the loop was chosen for this processor; the views and the row fit their slices, as was checked, and
-        // the tile lies within their extents or in the copy.
+        // SAFETY: the loop was chosen for this processor; the views, the row and what is added fit their slices, as was
+        // checked, and the tile lies within their extents or in the copy.
         unsafe { run(&block, end) };
     }
 
@@ -282,7 +323,7 @@ impl Walk<'_> {
     fn end_row(&mut self, i: usize, first: usize, width: usize, end: &mut Option<Ending>) {
         let row = &mut self.c.data[i * self.c.row + first..][..width];
         if let Some(end) = end {
-            finish(row, end.bias.map(|bias| bias[i]), end.finish);
+            end.row(i, first, row);
         }
     }
 }
@@ -302,13 +343,6 @@ struct Right<'a> {
     data: &'a [f32],
     row: usize,
     panel: usize,
-}
-
-fn finish(row: &mut [f32], bias: Option<f32>, finish: &mut Finish) {
-    if let Some(bias) = bias {
-        row.iter_mut().for_each(|y| *y += bias);
-    }
-    finish.apply(row);
 }
 
 /// Lends a buffer of this many elements of any content, which its thread keeps for the next time. It is one of its
@@ -368,7 +402,7 @@ mod tests {
         #[test]
         fn every_kind_of_vectors_gives_the_bits_of_the_definition(
             m in 1usize..20, n in 1usize..120, k in 0usize..600, ta: bool, tb: bool, more in 0usize..9, alpha in 0u8..2,
-            begins in 0u8..4, ends in 0u8..4, seed in 0usize..9, constant: bool,
+            begins in 0u8..4, ends in 0u8..4, adds_after in 0u8..3, seed in 0usize..9, constant: bool,
         ) {
             let (mut size, alpha) = (Size { m, n, k }, f32::from(alpha) + 1.0);
             if m * n * k > 100_000 {
@@ -390,9 +424,16 @@ mod tests {
             let mut want = expected(size, a, b, alpha, parts.products, start, &old);
             let limits = if ends < 2 { Limits::NONE } else { Limits { low: 0.0, high: 0.7 } };
             let bias = (ends % 2 == 1).then_some(&bias[..]);
+            let (line, all) = (numbers(n, seed + 5), numbers(m * n, seed + 6));
+            let added = match adds_after {
+                0 => None,
+                1 => Some(Mat { data: &line, row: 0, col: 1 }),
+                _ => Some(Mat::rows(&all, n)),
+            };
             if ends > 0 {
                 want.iter_mut().enumerate().for_each(|(at, y)| {
-                    *y = limits.apply(bias.map_or(*y, |b| *y + b[at / n]));
+                    let y1 = bias.map_or(*y, |b| *y + b[at / n]);
+                    *y = limits.apply(added.map_or(y1, |a| y1 + a.data[at / n * a.row + at % n]));
                 });
             }
             for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::detect()) {
@@ -403,7 +444,7 @@ mod tests {
                     if adds { c[..n].copy_from_slice(old) }
                 });
                 let mut finish = Finish::new(limits);
-                let end = (ends > 0).then_some(Ending { bias, finish: &mut finish });
+                let end = (ends > 0).then_some(Ending { bias, added, finish: &mut finish });
                 let target = MatMut { data: &mut c, row, col: 1 };
                 Product { size, alpha, a, b, start, c: target, parts, end }.compute(isa);
                 prop_assert!(c.chunks_exact(row).all(|c| c[n..].iter().all(|&x| x == 9.0)), "{isa:?}: beyond C");

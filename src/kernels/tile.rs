@@ -44,6 +44,8 @@ pub struct Block {
 pub struct End<'a> {
     /// Added to each row: one element for each.
     pub bias: Option<&'a [f32]>,
+    /// Added after that: the first element of a matrix whose rows are contiguous, and the distance between them.
+    pub added: Option<(*const f32, usize)>,
     /// Limits and extremes.
     pub finish: &'a mut Finish,
 }
@@ -51,7 +53,7 @@ pub struct End<'a> {
 /// A loop over a tile of some rows and vectors.
 ///
 /// Calling it is safe if the processor has the instructions of the [`Isa`] that the loop came from, all elements of
-/// `A`, `B`, `C` and `O` that the extents say lie inside of slices, and nobody else holds those of `C`.
+/// `A`, `B`, `C`, `O` and what is added that the extents say lie inside of slices, and nobody else holds those of `C`.
 pub type Loop = unsafe fn(&Block, Option<End>);
 
 /// The loops for one kind of vectors.
@@ -124,12 +126,21 @@ unsafe fn tile<V: Vector, const R: usize, const N: usize, const PART: bool>(bloc
                 }
             }
         }
-        if let Some(End { bias, finish }) = end {
+        if let Some(End { bias, added, finish }) = end {
             if let Some(bias) = bias {
                 for i in 0..R {
                     let bias = V::splat(*bias.get_unchecked(i));
                     for j in 0..N {
                         sums[i][j] = sums[i][j].add(bias);
+                    }
+                }
+            }
+            if let Some((added, row)) = added {
+                for i in 0..R {
+                    for j in 0..N {
+                        let from = added.wrapping_add(at(i, row, j));
+                        let added = if partly(j) { V::load_part(from, mask) } else { V::load(from) };
+                        sums[i][j] = sums[i][j].add(added);
                     }
                 }
             }

@@ -15,11 +15,12 @@ use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
-use crate::ir::{Array, Dim, Extent, Limits, TensorType, element_count};
+use crate::ir::{After, Array, Dim, Extent, Limits, TensorType, element_count};
 use crate::kernels::conv::{Channels, Order, conv_finished, conv_transpose};
 use crate::kernels::finish::Finish;
-use crate::kernels::gemm::Number;
-use crate::kernels::window::{Axis, reach};
+use crate::kernels::gemm::{Mat, Number};
+use crate::kernels::product::Ending;
+use crate::kernels::window::{Axis, reach, volume};
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
@@ -155,8 +156,8 @@ impl Convolution for Conv {
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
         let (channels, axes, shape) = self.place(x_shape, w_shape)?;
         check_bias(bias, w_shape.first())?;
-        let mut finish = Finish::new(Limits::NONE);
-        Ok((conv_finished(channels, &axes, self.order, x, (w, bias), &mut finish)?, shape))
+        let end = Ending { bias, added: None, finish: &mut Finish::new(Limits::NONE) };
+        Ok((conv_finished(channels, &axes, self.order, x, w, end)?, shape))
     }
 }
 
@@ -182,15 +183,26 @@ impl Op for Conv {
         true
     }
 
-    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+    fn finished(&self, inputs: &[Option<Array>], after: After) -> Option<Result<(Array, Extent), Fault>> {
         let real = |slot| optional(inputs, slot).map(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
         let (x, w, bias) = (real(0)??, real(1)??, real(2));
         let bias = if bias.is_some() { Some(bias??.0) } else { None };
+        let (channels, axes, shape) = match self.place(x.1, w.1) {
+            Ok(found) => found,
+            Err(fault) => return Some(Err(fault)),
+        };
+        let added = match after.added {
+            Some(array) if array.shape() == shape => {
+                Some(Mat::rows(array.get::<f32>()?.as_slice()?, volume(&axes, |a| a.output)))
+            }
+            Some(_) => return None,
+            None => None,
+        };
         let compute = || {
-            let (channels, axes, shape) = self.place(x.1, w.1)?;
             check_bias(bias, w.1.first())?;
-            let mut finish = Finish::new(limits);
-            let y = conv_finished(channels, &axes, self.order, x.0, (w.0, bias), &mut finish)?;
+            let mut finish = Finish::new(after.limits);
+            let end = Ending { bias, added, finish: &mut finish };
+            let y = conv_finished(channels, &axes, self.order, x.0, w.0, end)?;
             Ok((Array::new(&shape, y)?, finish.extent()))
         };
         Some(compute())

@@ -5,13 +5,13 @@ mod gradient;
 
 use std::sync::Arc;
 
-use super::operand::elements;
+use super::operand::{added, elements};
 use super::slots::{known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
-use crate::ir::{Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
+use crate::ir::{After, Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
 use crate::kernels::finish::Finish;
 use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm_in_parts};
 use crate::kernels::product::{Ending, Product, Start};
@@ -195,14 +195,14 @@ impl Op for Gemm {
         true
     }
 
-    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+    fn finished(&self, inputs: &[Option<Array>], after: After) -> Option<Result<(Array, Extent), Fault>> {
         let real = |slot| optional(inputs, slot).map(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
         let (a, b, c) = (real(0)??, real(1)??, real(2));
-        let compute = |size: Size, parts: Parts, start: Start| {
+        let compute = |size: Size, parts: Parts, start: Start, added| {
             let mut y = f32::result(element_count(&[size.m, size.n])?);
             let (a, b) = self.matrices(size, a.0, b.0);
-            let mut finish = Finish::new(limits);
-            let end = Some(Ending { bias: None, finish: &mut finish });
+            let mut finish = Finish::new(after.limits);
+            let end = Some(Ending { bias: None, added, finish: &mut finish });
             let (alpha, c) = (self.alpha, MatMut::rows(&mut y, size.n));
             Product { size, alpha, a, b, start, c, parts, end }.compute(Isa::detect());
             Ok((Array::new(&[size.m, size.n], y)?, finish.extent()))
@@ -217,7 +217,11 @@ impl Op for Gemm {
                 _ => return None,
             },
         };
-        Some(compute(size, parts, start))
+        let added = match after.added {
+            Some(array) => Some(added(array, &[size.m, size.n], size.n)?),
+            None => None,
+        };
+        Some(compute(size, parts, start, added))
     }
 
     fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
@@ -304,15 +308,15 @@ impl MatMul {
         a: (&[T], &[usize]),
         b: (&[T], &[usize]),
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
-        Self::default().compute_finished(a, b, &mut Finish::new(Limits::NONE))
+        Self::default().compute_finished(a, b, (None, &mut Finish::new(Limits::NONE)))
     }
 
-    /// The same, after which elements of `f32` are limited and noted.
+    /// The same; then something may be added, and elements of `f32` are limited and noted.
     fn compute_finished<T: Number>(
         self,
         (a, a_shape): (&[T], &[usize]),
         (b, b_shape): (&[T], &[usize]),
-        finish: &mut Finish,
+        (added, finish): (Option<Mat<T>>, &mut Finish),
     ) -> Result<(Vec<T>, Vec<usize>), Fault> {
         let batches = Batches::new(a_shape, b_shape)?;
         let size @ Size { m, n, k } = batches.size;
@@ -322,11 +326,12 @@ impl MatMul {
         }
         let ahead = self.right == Right::Weight && b_shape.len() <= 2;
         let parts = if ahead { Parts::CONSTANT } else { Parts::of(size) };
-        let mut results = y.chunks_exact_mut(m * n);
+        let mut end = Ending { bias: None, added, finish };
+        let mut results = y.chunks_exact_mut(m * n).enumerate();
         batches.each(|i, j| {
-            let Some(y) = results.next() else { return };
+            let Some((at, y)) = results.next() else { return };
             let (a, b) = (Mat::rows(&a[i * m * k..][..m * k], k), Mat::rows(&b[j * k * n..][..k * n], n));
-            contract(size, a, b, MatMut::rows(y, n), parts, None, finish);
+            contract(size, a, b, MatMut::rows(y, n), parts, end.from(at * m, 0));
         });
         drop(results);
         Ok((y, batches.shape))
@@ -395,7 +400,7 @@ impl Op for MatMul {
         in_sums!(a.dtype(), T => {
             let (xs, ws) = (T::read(a)?, T::read(b)?);
             let (a, b) = ((elements(&xs)?, a.shape()), (elements(&ws)?, b.shape()));
-            let (y, shape) = self.compute_finished(a, b, &mut Finish::new(Limits::NONE))?;
+            let (y, shape) = self.compute_finished(a, b, (None, &mut Finish::new(Limits::NONE)))?;
             Array::new(&shape, y)
         })
     }
@@ -404,10 +409,18 @@ impl Op for MatMul {
         true
     }
 
-    fn finished(&self, inputs: &[Option<Array>], limits: Limits) -> Option<Result<(Array, Extent), Fault>> {
+    fn finished(&self, inputs: &[Option<Array>], after: After) -> Option<Result<(Array, Extent), Fault>> {
         let real = |slot| optional(inputs, slot).and_then(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
-        let (a, b, mut finish) = (real(0)?, real(1)?, Finish::new(limits));
-        let found = self.compute_finished(a, b, &mut finish);
+        let (a, b, mut finish) = (real(0)?, real(1)?, Finish::new(after.limits));
+        let added = match after.added {
+            Some(array) => {
+                // What does not fit is told by whoever computes it in the other form.
+                let Batches { size, shape, .. } = Batches::new(a.1, b.1).ok()?;
+                Some(added(array, &shape, size.n)?)
+            }
+            None => None,
+        };
+        let found = self.compute_finished(a, b, (added, &mut finish));
         Some(found.and_then(|(y, shape)| Ok((Array::new(&shape, y)?, finish.extent()))))
     }
 
@@ -442,7 +455,7 @@ mod tests {
         #[test]
         fn what_is_finished_at_once_has_the_bits_of_the_other_form(
             (m, n, k) in (1usize..20, 1usize..60, 1usize..300), trans_a: bool, trans_b: bool, alpha in 1u8..3,
-            addend in 0u8..5, limited: bool, computed: bool,
+            addend in 0u8..5, comes_after in 0u8..3, limited: bool, computed: bool,
         ) {
             let right = if computed { Right::Computed } else { Right::Weight };
             let gemm = Gemm { alpha: alpha.into(), beta: if addend == 4 { 0.5 } else { 1.0 }, trans_a, trans_b, right };
@@ -465,8 +478,15 @@ mod tests {
             });
             let limits = if limited { Limits { low: -0.5, high: 2.0 } } else { Limits::NONE };
             let want = gemm.float(&inputs).unwrap().remove(0);
-            let want = want.slice::<f32>().unwrap().iter().map(|&y| limits.apply(y)).collect::<Vec<_>>();
-            match gemm.finished(&inputs, limits) {
+            let added = match comes_after {
+                0 => None,
+                1 => Some(numbers(4, &[1, n])),
+                _ => Some(numbers(4, &[m, n])),
+            };
+            let added_to = |at: usize| added.as_ref().map(|a| a.slice::<f32>().unwrap()[at % a.len()]);
+            let want: Vec<f32> = want.slice::<f32>().unwrap().iter().enumerate()
+                .map(|(at, &y)| limits.apply(added_to(at).map_or(y, |a| y + a))).collect();
+            match gemm.finished(&inputs, After { added: added.as_ref(), limits }) {
                 Some(found) => {
                     let (y, extent) = found.unwrap();
                     prop_assert_eq!(y.shape(), &[m, n]);

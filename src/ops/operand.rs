@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use crate::error::Fault;
 use crate::ir::{Array, DType, Element, Nd};
 use crate::kernels;
+use crate::kernels::gemm::Mat;
 
 /// A type that operators compute in: `f32` (also for the 16-bit types) or `f64`.
 pub trait Real: kernels::real::Real + Element {
@@ -38,6 +39,17 @@ impl Real for f64 {
 /// The elements of an array that is known to be contiguous.
 pub fn elements<T>(array: &Nd<T>) -> Result<&[T], Fault> {
     array.as_slice().ok_or_else(|| "array is not contiguous".into())
+}
+
+/// What is to be added to a result of this shape, whose last axis are the columns: the same row to all, or a row to
+/// each. None if it is another.
+pub fn added<'a>(added: &'a Array, shape: &[usize], columns: usize) -> Option<Mat<'a, f32>> {
+    let data = added.get::<f32>()?.as_slice()?;
+    let row = added.rank() <= shape.len() && added.len() == columns && added.shape().last() == shape.last();
+    match added.shape() == shape {
+        true => Some(Mat::rows(data, columns)),
+        false => row.then_some(Mat { data, row: 0, col: 1 }),
+    }
 }
 
 /// Rounds an `f32` result to the 16-bit type of the operands; other arrays stay as they are.

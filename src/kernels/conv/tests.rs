@@ -146,7 +146,8 @@ proptest! {
         let w: Vec<f32> = (7..7 + output * depth).map(number).collect();
         let bias: Vec<f32> = (13..13 + output).map(number).collect();
         let mut finish = Finish::new(Limits::NONE);
-        let y = conv_finished(ch, &axes, Order::Blocks, &x, (&w, Some(&bias)), &mut finish).unwrap();
+        let end = Ending { bias: Some(&bias), added: None, finish: &mut finish };
+        let y = conv_finished(ch, &axes, Order::Blocks, &x, &w, end).unwrap();
         let outputs: Vec<usize> = axes.iter().map(|a| a.output).collect();
         for (m, y) in y.chunks_exact(plane).enumerate() {
             for (window, &y) in indices(&outputs).iter().zip(y) {
