@@ -201,47 +201,68 @@ impl Layer {
         Ok(rows)
     }
 
-    /// What the channels of one group are computed from at these places: rows of `depth` inputs, each followed by 1 if
-    /// `with_one`.
-    pub fn inputs(
-        &self,
-        input: &Array,
-        places: &[usize],
-        group: usize,
-        with_one: bool,
-    ) -> Result<Vec<f32>, Fault> {
-        let values = input.slice::<f32>()?;
-        let width = self.depth + usize::from(with_one);
-        let mut rows = vec![0.0; places.len() * width];
+    /// Where the inputs of these places lie in an input of this shape.
+    pub fn sources(&self, input: &[usize], places: &[usize]) -> Result<Sources, Fault> {
         let Kind::Conv(conv, weight) = &self.kind else {
-            for (row, place) in rows.chunks_mut(width).zip(places) {
-                row[..self.depth].copy_from_slice(&values[place * self.depth..][..self.depth]);
-                row[self.depth..].fill(1.0);
-            }
-            return Ok(rows);
+            let starts = places.iter().map(|place| place * self.depth).collect();
+            return Ok(Sources { starts, taps: Vec::new(), all_taps: self.depth, plane: 0 });
         };
-        let (_, axes, output) = conv.place(input.shape(), weight)?;
+        let (_, axes, output) = conv.place(input, weight)?;
         let taps = Taps::of(&axes);
-        let (per_group, plane): (usize, usize) = (weight[1], axes.iter().map(|a| a.input).product());
+        let plane: usize = axes.iter().map(|a| a.input).product();
         let windows: usize = output[2..].iter().product();
-        let (mut at, mut sources) = (vec![0; axes.len()], Vec::new());
-        for (row, place) in rows.chunks_mut(width).zip(places) {
+        let mut at = vec![0; axes.len()];
+        let mut sources = Sources { starts: Vec::new(), taps: Vec::new(), all_taps: taps.0.len(), plane };
+        for place in places {
             let (batch, mut window) = (place / windows, place % windows);
-            let first = (batch * input.shape()[1] + group * per_group) * plane;
             for (index, axis) in at.iter_mut().zip(&axes).rev() {
                 (*index, window) = (window % axis.output, window / axis.output);
             }
-            sources.clear();
-            sources.extend(taps.sources(&axes, &at));
-            for (c, row) in row[..self.depth].chunks_mut(sources.len()).enumerate() {
-                for (x, source) in row.iter_mut().zip(&sources) {
-                    *x = source.map_or(0.0, |s| values[first + c * plane + s]);
+            sources.starts.push(batch * input[1] * plane);
+            sources.taps.extend(taps.sources(&axes, &at));
+        }
+        Ok(sources)
+    }
+
+    /// What the channels of one group are computed from: rows of `depth` inputs, each followed by 1 if `with_one`, which
+    /// are put behind those that are there.
+    pub fn inputs(
+        &self,
+        input: &Array,
+        sources: &Sources,
+        (group, with_one): (usize, bool),
+        rows: &mut Vec<f32>,
+    ) -> Result<(), Fault> {
+        let values = input.slice::<f32>()?;
+        let (taps, plane) = (sources.all_taps, sources.plane);
+        let planes = self.depth / taps.max(1);
+        for (at, start) in sources.starts.iter().enumerate() {
+            if matches!(self.kind, Kind::Matrix { .. }) {
+                rows.extend_from_slice(&values[*start..][..self.depth]);
+            } else {
+                let taps = &sources.taps[at * taps..][..taps];
+                for c in 0..planes {
+                    let values = &values[start + (group * planes + c) * plane..][..plane];
+                    rows.extend(taps.iter().map(|tap| tap.map_or(0.0, |tap| values[tap])));
                 }
             }
-            row[self.depth..].fill(1.0);
+            rows.extend(with_one.then_some(1.0));
         }
-        Ok(rows)
+        Ok(())
     }
+}
+
+/// Where rows of inputs are read, which is the same for all groups of channels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sources {
+    /// For each row, where its sample starts; of a matrix, where it starts itself.
+    starts: Vec<usize>,
+    /// For each row, where in a plane each tap reads; `None` in the padding. Of a matrix there are none.
+    taps: Vec<Option<usize>>,
+    /// Taps of a window.
+    all_taps: usize,
+    /// Elements of a plane.
+    plane: usize,
 }
 
 /// The taps of a window, as indices along each axis.

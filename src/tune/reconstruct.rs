@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use self::rows::Rows;
 use super::Change;
-use super::layer::{Bias, Layer};
+use super::layer::{Bias, Layer, Sources};
 use super::rounding::{Grid, Moments};
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
@@ -259,15 +259,12 @@ impl Solver<'_> {
             };
             let grids = &grids[channels];
             let mut next = first.clone();
-            let inputs = fit.gram();
-            let ridge =
-                RIDGE * inputs.iter().step_by(fit.width + 1).take(depth).sum::<f32>() / depth.max(1) as f32;
+            let mut moments = Moments { width: fit.width, inputs: fit.gram(), cross: Vec::new() };
+            let anchor = moments.anchor(&first.weights(grids), depth, RIDGE);
+            let mut aim = fit.aim(layer.saturation);
             for _ in 0..ROUNDS {
-                // Where both saturate at the same end there is nothing to mend: the target is what is there.
-                let targets = fit.targets(&fit.outputs(&next.real(grids, with_bias)), layer.saturation);
-                let mut moments =
-                    Moments { width: fit.width, inputs: inputs.clone(), cross: fit.cross(&targets) };
-                moments.anchor(&first.weights(grids), depth, ridge);
+                let cross = aim.at(&next.real(grids, with_bias));
+                moments.cross = cross.iter().zip(&anchor).map(|(b, a)| b + a).collect();
                 let before = next.clone();
                 moments.descend(&mut next.integers, &mut next.bias, grids, self.fit == Fit::Weights);
                 if before == next {
@@ -323,15 +320,22 @@ impl Solver<'_> {
         tensor.map_or(Vec::new(), |t| pairs::partners(t.shape(), Some(self.layer.channel_axis())))
     }
 
-    /// The layer's input in each run.
-    fn inputs(&self) -> Result<Vec<Option<Array>>, Error> {
-        (0..self.targets.len()).into_par_iter().map(|run| self.lockstep.peek(run, self.layer.input)).collect()
+    /// The layer's input in each run, and where its rows lie in it.
+    fn inputs(&self) -> Result<Vec<Option<(Array, Sources)>>, Error> {
+        let runs = self.targets.par_iter().enumerate();
+        let input = |(run, target): (usize, &Option<Target>)| {
+            let Some(target) = target else { return Ok(None) };
+            let Some(input) = self.lockstep.peek(run, self.layer.input)? else { return Ok(None) };
+            let sources = self.layer.sources(input.shape(), &target.places);
+            Ok(Some((input, sources.map_err(|f| f.at("reconstruction"))?)))
+        };
+        runs.map(input).collect()
     }
 
     /// The rows of the chosen runs.
     fn rows(
         &self,
-        inputs: &[Option<Array>],
+        inputs: &[Option<(Array, Sources)>],
         group: usize,
         with_bias: bool,
         choose: &dyn Fn(usize) -> bool,
@@ -340,9 +344,8 @@ impl Solver<'_> {
         let (width, channels) = (layer.depth + usize::from(with_bias), layer.channels / layer.groups);
         let (mut x, mut y) = (Vec::new(), Vec::new());
         for (run, (input, target)) in inputs.iter().zip(self.targets).enumerate() {
-            let (Some(input), Some(target), true) = (input, target, choose(run)) else { continue };
-            let rows = layer.inputs(input, &target.places, group, with_bias);
-            x.extend(rows.map_err(|f| f.at("reconstruction"))?);
+            let (Some((input, sources)), Some(target), true) = (input, target, choose(run)) else { continue };
+            layer.inputs(input, sources, (group, with_bias), &mut x).map_err(|f| f.at("reconstruction"))?;
             let own = target.rows.chunks(layer.channels);
             own.for_each(|row| y.extend_from_slice(&row[group * channels..][..channels]));
         }

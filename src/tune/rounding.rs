@@ -9,10 +9,13 @@
 
 use rayon::prelude::*;
 
+use crate::kernels::gemm::{Mat, MatMut, Size, gemm};
 use crate::kernels::simd::{self, Task};
 
 /// Sweeps over the weights of a channel.
 const SWEEPS: usize = 8;
+/// Channels that one thread takes together.
+const BLOCK: usize = 16;
 
 /// The sums over all rows that the error depends on, for some output channels with the same inputs.
 #[derive(Debug, Clone)]
@@ -39,92 +42,100 @@ pub struct Grid<'a> {
 }
 
 impl Moments {
-    /// Keeps the solution near the weights it started from, as much as if the inputs had `ridge` more power each.
-    pub fn anchor(&mut self, weights: &[f32], depth: usize, ridge: f32) {
-        for k in 0..depth {
-            self.inputs[k * self.width + k] += ridge;
-        }
-        for (cross, weights) in self.cross.chunks_mut(self.width).zip(weights.chunks(depth)) {
-            cross.iter_mut().zip(weights).for_each(|(b, w)| *b += ridge * w);
-        }
-    }
-
-    /// Mean power of an input.
-    pub fn mean_power(&self, depth: usize) -> f32 {
-        let sum: f64 = (0..depth).map(|k| f64::from(self.inputs[k * self.width + k])).sum();
-        (sum / depth.max(1) as f64) as f32
+    /// Keeps the solution near the weights it started from, as much as if the inputs had more power each: this share of
+    /// their mean. Returns what that adds to `b`.
+    pub fn anchor(&mut self, weights: &[f32], depth: usize, share: f32) -> Vec<f32> {
+        let power = self.inputs.iter().step_by(self.width + 1).take(depth);
+        let ridge = share * power.sum::<f32>() / depth.max(1) as f32;
+        self.inputs.iter_mut().step_by(self.width + 1).take(depth).for_each(|power| *power += ridge);
+        let with_bias = self.width > depth;
+        let rows = weights.chunks(depth.max(1));
+        rows.flat_map(|row| row.iter().map(|w| ridge * w).chain(with_bias.then_some(0.0))).collect()
     }
 
     /// The integers of each output channel, from those given, and the biases that go with them; or the biases alone.
     pub fn descend(&self, integers: &mut [i32], bias: &mut [f32], grids: &[Grid], weights_too: bool) {
-        let depth = integers.len() / grids.len().max(1);
-        let with_bias = self.width > depth;
-        let channels = integers.par_chunks_mut(depth.max(1)).zip(bias.par_iter_mut()).zip(grids).enumerate();
-        channels.for_each(|(c, ((q, bias), grid))| {
-            simd::run(Descent {
-                moments: self,
-                cross: &self.cross[c * self.width..],
-                q,
-                bias,
-                grid,
-                weights_too,
-                with_bias,
-            });
+        let (width, depth) = (self.width, integers.len() / grids.len().max(1));
+        if width == 0 || depth == 0 {
+            return;
+        }
+        let with_bias = width > depth;
+        // Channels that share a thread share the rows of `H`, which need not come from far for each.
+        let block = grids.len().div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
+        let channels = integers.par_chunks_mut(block * depth).zip(bias.par_chunks_mut(block));
+        let channels = channels.zip(grids.par_chunks(block)).zip(self.cross.par_chunks(block * width));
+        channels.for_each(|(((q, bias), grids), cross)| {
+            let rows = q.chunks(depth).zip(grids).zip(&*bias);
+            let real = |((q, grid), bias): ((&'_ [i32], &Grid), &f32)| {
+                let weights: Vec<f32> = q.iter().map(|&q| q as f32 * grid.scale).collect();
+                weights.into_iter().chain(with_bias.then_some(*bias))
+            };
+            let mut weights: Vec<f32> = rows.flat_map(real).collect();
+            // The gradient: Hŵ - b.
+            let mut gradient: Vec<f32> = cross.iter().map(|b| -b).collect();
+            let size = Size { m: grids.len(), n: width, k: width };
+            let (a, h) = (Mat::rows(&weights, width), Mat::rows(&self.inputs, width));
+            gemm(size, 1.0, a, h, 1.0, MatMut::rows(&mut gradient, width));
+            let inputs = &self.inputs;
+            simd::run(Descent { inputs, width, weights: &mut weights, gradient, q, grids, weights_too });
+            if with_bias {
+                bias.iter_mut().zip(weights.chunks(width)).for_each(|(bias, w)| *bias = w[depth]);
+            }
         });
     }
 }
 
-/// The way down of one output channel.
+/// The way down of some output channels, each for itself.
 struct Descent<'a> {
-    moments: &'a Moments,
-    cross: &'a [f32],
+    inputs: &'a [f32],
+    width: usize,
+    weights: &'a mut [f32],
+    gradient: Vec<f32>,
     q: &'a mut [i32],
-    bias: &'a mut f32,
-    grid: &'a Grid<'a>,
+    grids: &'a [Grid<'a>],
     weights_too: bool,
-    with_bias: bool,
 }
 
 impl Task for Descent<'_> {
     #[inline(always)]
     fn run(self) {
-        let Self { moments, cross, q, bias, grid, weights_too, with_bias } = self;
-        let (depth, width) = (q.len(), moments.width);
-        let mut weights: Vec<f32> = q.iter().map(|&q| q as f32 * grid.scale).collect();
-        weights.extend(with_bias.then_some(*bias));
-        // The gradient: Hŵ - b.
-        let row = |k: usize| &moments.inputs[k * width..][..width];
-        let mut gradient: Vec<f32> = cross[..width].iter().map(|b| -b).collect();
-        for (k, &w) in weights.iter().enumerate() {
-            add(&mut gradient, w, row(k));
-        }
+        let Self { inputs, width, weights, mut gradient, q, grids, weights_too } = self;
+        let depth = q.len() / grids.len();
+        let mut open: Vec<usize> = (0..grids.len()).collect();
         for _ in 0..SWEEPS {
-            let mut changed = false;
+            let mut changed = vec![false; grids.len()];
             for k in 0..if weights_too { depth } else { 0 } {
-                let curvature = row(k)[k];
+                let row = &inputs[k * width..][..width];
+                let curvature = row[k];
                 if curvature <= 0.0 {
                     continue;
                 }
-                let best = (weights[k] - gradient[k] / curvature) / grid.scale;
-                let (low, high) = grid.interval(k, q);
-                let best = (best.round_ties_even() as i32).clamp(low, high);
-                if best != q[k] {
-                    let real = best as f32 * grid.scale;
-                    add(&mut gradient, real - weights[k], row(k));
-                    (q[k], weights[k], changed) = (best, real, true);
+                for &c in &open {
+                    let (gradient, grid) = (&mut gradient[c * width..][..width], &grids[c]);
+                    let (weight, q) = (&mut weights[c * width + k], &mut q[c * depth..][..depth]);
+                    let best = (*weight - gradient[k] / curvature) / grid.scale;
+                    let (low, high) = grid.interval(k, q);
+                    let best = (best.round_ties_even() as i32).clamp(low, high);
+                    if best != q[k] {
+                        let real = best as f32 * grid.scale;
+                        add(gradient, real - *weight, row);
+                        (q[k], *weight, changed[c]) = (best, real, true);
+                    }
                 }
             }
-            if with_bias && row(depth)[depth] > 0.0 {
-                let step = -gradient[depth] / row(depth)[depth];
-                add(&mut gradient, step, row(depth));
-                weights[depth] += step;
+            if width > depth && inputs[depth * width + depth] > 0.0 {
+                let row = &inputs[depth * width..][..width];
+                for &c in &open {
+                    let gradient = &mut gradient[c * width..][..width];
+                    let step = -gradient[depth] / row[depth];
+                    add(gradient, step, row);
+                    weights[c * width + depth] += step;
+                }
             }
-            if !changed {
+            open.retain(|&c| changed[c]);
+            if open.is_empty() {
                 break;
             }
-        }
-        if with_bias {
-            *bias = weights[depth];
         }
     }
 }

@@ -3,6 +3,12 @@
 use rayon::prelude::*;
 
 use crate::kernels::gemm::{Mat, MatMut, Size, gemm};
+use crate::kernels::simd::{self, Task};
+
+/// Saturated outputs are few if there is at most one in so many.
+const FEW: usize = 8;
+/// Products that are summed apart.
+const LANES: usize = 16;
 
 /// Rows of inputs and what the outputs of the channels should be for them.
 #[derive(Clone)]
@@ -39,18 +45,38 @@ impl Rows {
 
     /// `Σ x xᵀ`.
     pub fn gram(&self) -> Vec<f32> {
-        let mut gram = vec![0.0; self.width * self.width];
-        let weighted = self.weighted(&self.x, self.width);
-        product(&weighted, self.width, &self.x, self.width, self.count(), &mut gram);
+        let (width, mut gram) = (self.width, vec![0.0; self.width * self.width]);
+        let weighted = self.weighted(&self.x, width);
+        product(&weighted, width, &self.x, width, (self.count(), |end| end), &mut gram);
+        // What lies right of the diagonal is what lies below it.
+        for i in 0..width {
+            for j in 0..i {
+                gram[j * width + i] = gram[i * width + j];
+            }
+        }
         gram
     }
 
     /// `Σ y x` for each channel, with these targets.
-    pub fn cross(&self, targets: &[f32]) -> Vec<f32> {
-        let mut cross = vec![0.0; self.channels * self.width];
+    fn cross(&self, targets: &[f32]) -> Vec<f32> {
+        let (width, mut cross) = (self.width, vec![0.0; self.channels * self.width]);
         let weighted = self.weighted(targets, self.channels);
-        product(&weighted, self.channels, &self.x, self.width, self.count(), &mut cross);
+        product(&weighted, self.channels, &self.x, width, (self.count(), |_| width), &mut cross);
         cross
+    }
+
+    /// What outputs that saturate outside of this interval should be, and `Σ y x` with that.
+    pub fn aim(&self, saturation: (f32, f32)) -> Aim<'_> {
+        let beyond = |y: f32| y <= saturation.0 || y >= saturation.1;
+        let count = self.y.iter().filter(|&&y| beyond(y)).count();
+        if count * FEW > self.y.len() {
+            return Aim { rows: self, saturation, saturated: None, cross: Vec::new() };
+        }
+        let mut saturated = vec![Vec::new(); self.channels];
+        for (at, &y) in self.y.iter().enumerate().filter(|(_, y)| beyond(**y)) {
+            saturated[at % self.channels].push(Saturated { row: at / self.channels, target: y });
+        }
+        Aim { rows: self, saturation, saturated: Some(saturated), cross: self.cross(&self.y) }
     }
 
     /// The outputs with these weights.
@@ -67,14 +93,9 @@ impl Rows {
         outputs
     }
 
-    /// What the outputs should be, given what they are: the nearest number that saturates as the right one does.
-    pub fn targets(&self, found: &[f32], (low, high): (f32, f32)) -> Vec<f32> {
-        let target = |(&y, &found): (&f32, &f32)| match y {
-            y if y <= low => found.min(low),
-            y if y >= high => found.max(high),
-            y => y,
-        };
-        self.y.iter().zip(found).map(target).collect()
+    /// What the outputs should be, given what they are.
+    pub fn targets(&self, found: &[f32], saturation: (f32, f32)) -> Vec<f32> {
+        self.y.iter().zip(found).map(|(&y, &found)| target(y, found, saturation)).collect()
     }
 
     /// Power of the outputs as the quantizer passes them on.
@@ -90,15 +111,142 @@ impl Rows {
     }
 }
 
-/// `aᵀ·b` of two matrices with the same number of rows, in bands so that all threads take part.
-fn product(a: &[f32], columns_a: usize, b: &[f32], columns_b: usize, rows: usize, out: &mut [f32]) {
+/// The number nearest to what is found that saturates as the right one does: where both saturate at the same end there is
+/// nothing to mend.
+#[inline(always)]
+fn target(y: f32, found: f32, (low, high): (f32, f32)) -> f32 {
+    match y {
+        y if y <= low => found.min(low),
+        y if y >= high => found.max(high),
+        y => y,
+    }
+}
+
+/// Targets that follow what weights give.
+pub struct Aim<'a> {
+    rows: &'a Rows,
+    saturation: (f32, f32),
+    /// For each channel the outputs that saturate, if they are few: only their targets follow.
+    saturated: Option<Vec<Vec<Saturated>>>,
+    cross: Vec<f32>,
+}
+
+#[derive(Clone)]
+struct Saturated {
+    row: usize,
+    /// What it should be now.
+    target: f32,
+}
+
+impl Aim<'_> {
+    /// `Σ y x` for each channel, with the targets for these weights.
+    pub fn at(&mut self, weights: &[f32]) -> &[f32] {
+        let (rows, width, saturation) = (self.rows, self.rows.width, self.saturation);
+        let Some(saturated) = &mut self.saturated else {
+            self.cross = rows.cross(&rows.targets(&rows.outputs(weights), saturation));
+            return &self.cross;
+        };
+        let channels = self.cross.par_chunks_mut(width.max(1)).zip(weights.par_chunks(width.max(1)));
+        channels.zip(saturated).enumerate().for_each(|(channel, ((cross, weights), saturated))| {
+            simd::run(Follow { rows, saturation, channel, weights, saturated, cross });
+        });
+        &self.cross
+    }
+}
+
+/// The saturated outputs of one channel find their targets anew.
+struct Follow<'a> {
+    rows: &'a Rows,
+    saturation: (f32, f32),
+    channel: usize,
+    weights: &'a [f32],
+    saturated: &'a mut [Saturated],
+    cross: &'a mut [f32],
+}
+
+impl Task for Follow<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { rows, saturation, channel, weights, saturated, cross } = self;
+        let width = rows.width;
+        for output in saturated {
+            let x = &rows.x[output.row * width..][..width];
+            let mut sums = [0.0; LANES];
+            let (lines, rest) = x.as_chunks::<LANES>();
+            for (line, weights) in lines.iter().zip(weights.as_chunks::<LANES>().0) {
+                for lane in 0..LANES {
+                    sums[lane] += line[lane] * weights[lane];
+                }
+            }
+            let last = rest.iter().zip(&weights[width - rest.len()..]).map(|(x, w)| x * w);
+            let found = sums.iter().sum::<f32>() + last.sum::<f32>();
+            let y = rows.y[output.row * rows.channels + channel];
+            let target = target(y, found, saturation);
+            let step = rows.weight[output.row] * (target - output.target);
+            if step != 0.0 {
+                for k in 0..width {
+                    cross[k] += step * x[k];
+                }
+                output.target = target;
+            }
+        }
+    }
+}
+
+/// `aᵀ·b` of two matrices with the same number of rows, in bands so that all threads take part. Of the rows up to some
+/// end, so many columns are computed.
+fn product(
+    a: &[f32],
+    columns_a: usize,
+    b: &[f32],
+    columns_b: usize,
+    (rows, columns): (usize, impl Fn(usize) -> usize + Sync),
+    out: &mut [f32],
+) {
     const BAND: usize = 64;
     out.par_chunks_mut((BAND * columns_b).max(1)).enumerate().for_each(|(band, out)| {
         let first = band * BAND;
-        let size = Size { m: out.len() / columns_b, n: columns_b, k: rows };
+        let m = out.len() / columns_b;
         if rows > 0 {
             let a = Mat { data: &a[first..], row: 1, col: columns_a };
+            let size = Size { m, n: columns(first + m), k: rows };
             gemm(size, 1.0, a, Mat::rows(b, columns_b), 0.0, MatMut::rows(out, columns_b));
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn sums_and_targets_are_their_definition_however_many_outputs_saturate() {
+        let (count, width, channels) = (37, 75, 5);
+        let rows = Rows::new(width, channels, numbers(count * width, 1), numbers(count * channels, 2));
+        let close =
+            |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+        let sum = |of: &dyn Fn(usize) -> f32| (0..count).map(of).sum::<f32>();
+        let x = |row: usize, k: usize| rows.x[row * width + k];
+        let gram = |i: usize, j: usize| sum(&|row| rows.weight[row] * x(row, i) * x(row, j));
+        let want: Vec<f32> = (0..width * width).map(|at| gram(at / width, at % width)).collect();
+        assert!(close(&rows.gram(), &want));
+        for (saturation, few) in [((-0.95, 0.97), true), ((-0.2, 0.3), false), ((-9.0, 9.0), true)] {
+            let mut aim = rows.aim(saturation);
+            assert_eq!(aim.saturated.is_some(), few);
+            for seed in 3..6 {
+                let weights = numbers(channels * width, seed);
+                let found = rows.outputs(&weights);
+                let targets = rows.targets(&found, saturation);
+                let cross = |c: usize, k: usize| {
+                    sum(&|row| rows.weight[row] * targets[row * channels + c] * x(row, k))
+                };
+                let want: Vec<f32> = (0..channels * width).map(|at| cross(at / width, at % width)).collect();
+                assert!(close(aim.at(&weights), &want), "{saturation:?}");
+            }
+        }
+    }
 }
