@@ -5,6 +5,7 @@
 //! the scale `max |x| / 127`. The weights stay unsigned; what their zero point adds is a second product, of the
 //! blocks' sums.
 
+use super::Level;
 use crate::kernels::simd::{self, Task};
 
 /// Elements that share a scale.
@@ -70,70 +71,163 @@ impl Blocks {
 
     /// `y ← x · matrix` for rows of `x` and `y`.
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        simd::run(Multiply { matrix: self, x, y });
+        self.multiply_at(Level::detect(), x, y);
     }
-}
 
-struct Multiply<'a> {
-    matrix: &'a Blocks,
-    x: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl Task for Multiply<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let Self { matrix: Blocks { depth, bytes, scales, bias }, x, y } = self;
-        if *depth == 0 || scales.is_empty() {
+    fn multiply_at(&self, level: Level, x: &[f32], y: &mut [f32]) {
+        let columns = self.columns();
+        if self.depth == 0 || columns == 0 {
             y.fill(0.0);
-            if !bias.is_empty() {
-                y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(bias));
+            if !self.bias.is_empty() {
+                y.chunks_exact_mut(columns).for_each(|y| y.copy_from_slice(&self.bias));
             }
             return;
         }
-        let (mut row, mut parameters) = (Vec::new(), Vec::new());
+        let mut rows = Rows::default();
+        let mut sums = vec![[0.0; GROUPS]; ROWS * columns];
+        for (x, y) in x.chunks(ROWS * self.depth).zip(y.chunks_mut(ROWS * columns)) {
+            simd::run(Round { x, depth: self.depth, rows: &mut rows });
+            let (sums, stride) = (&mut sums[..y.len()], self.depth.next_multiple_of(BLOCK));
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vnni | Level::Amx => {
+                    let scales = self.scales.iter().map(|(scale, _)| *scale);
+                    for ((column, scale), j) in self.bytes.chunks_exact(stride).zip(scales).zip(0..) {
+                        super::vnni::blocks(&rows, column, scale, sums[j..].iter_mut().step_by(columns));
+                    }
+                }
+                _ => simd::run(Plain { matrix: self, rows: &rows, sums }),
+            }
+            simd::run(Join { matrix: self, rows: &rows, sums, y });
+        }
+    }
+}
+
+/// Rows that are taken together.
+const ROWS: usize = 4;
+
+/// Rows of real numbers, rounded.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// Bytes of a row, in whole blocks.
+    pub bytes: Vec<Vec<i8>>,
+    /// The scale of each block of a row, and the scaled sum of its bytes.
+    pub blocks: Vec<Vec<(f32, f32)>>,
+    /// For each whole four of blocks of a row, the scale that belongs to each of the [`LANES`].
+    pub fours: Vec<Vec<[f32; 16]>>,
+}
+
+struct Round<'a> {
+    x: &'a [f32],
+    depth: usize,
+    rows: &'a mut Rows,
+}
+
+impl Task for Round<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, depth, rows: Rows { bytes, blocks, fours } } = self;
+        let count = x.len() / depth;
+        bytes.resize_with(count, Vec::new);
+        blocks.resize_with(count, Vec::new);
+        fours.resize_with(count, Vec::new);
+        let rows = x.chunks_exact(depth).zip(bytes).zip(blocks).zip(fours);
+        for (((x, bytes), blocks), fours) in rows {
+            round(x, bytes, blocks);
+            fours.clear();
+            fours.extend(blocks.as_chunks::<4>().0.iter().map(|four| LANES.map(|(block, ..)| four[block].0)));
+        }
+    }
+}
+
+/// The sums of every row with every column in eight lanes, by loops that run anywhere.
+struct Plain<'a> {
+    matrix: &'a Blocks,
+    rows: &'a Rows,
+    sums: &'a mut [[f32; GROUPS]],
+}
+
+impl Task for Plain<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { matrix: Blocks { depth, bytes, scales, .. }, rows, sums } = self;
         let stride = depth.next_multiple_of(BLOCK);
-        for (x, y) in x.chunks_exact(*depth).zip(y.chunks_exact_mut(scales.len())) {
-            round(x, &mut row, &mut parameters);
-            let whole = y.len() - y.len() % 4;
-            for (j, (y, &(scale, zero))) in y.iter_mut().zip(scales).enumerate() {
-                let l = sums(&row, &parameters, &bytes[j * stride..][..stride], scale);
-                let sum = if j < whole {
+        for ((row, blocks), all) in
+            rows.bytes.iter().zip(&rows.blocks).zip(sums.chunks_exact_mut(scales.len()))
+        {
+            for ((column, (scale, _)), lanes) in bytes.chunks_exact(stride).zip(scales).zip(all) {
+                *lanes = self::sums(row, blocks, column, *scale);
+            }
+        }
+    }
+}
+
+/// Lanes become results.
+struct Join<'a> {
+    matrix: &'a Blocks,
+    rows: &'a Rows,
+    sums: &'a [[f32; GROUPS]],
+    y: &'a mut [f32],
+}
+
+impl Task for Join<'_> {
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    fn run(self) {
+        let Self { matrix: Blocks { scales, bias, .. }, rows, sums, y } = self;
+        let columns = scales.len();
+        let whole = columns - columns % 4;
+        let mut zeros = vec![0.0f32; columns];
+        let rows = y.chunks_exact_mut(columns).zip(sums.chunks_exact(columns)).zip(&rows.blocks);
+        for ((y, sums), blocks) in rows {
+            zeros.fill(0.0);
+            for (_, block) in blocks {
+                for j in 0..columns {
+                    zeros[j] = block.mul_add(scales[j].1, zeros[j]);
+                }
+            }
+            for j in 0..columns {
+                let l = sums[j];
+                y[j] = if j < whole {
                     (((l[0] + l[1]) + l[2]) + l[3]) + (((l[4] + l[5]) + l[6]) + l[7])
                 } else {
                     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
                 };
-                let sum = bias.get(j).map_or(sum, |bias| sum + bias);
-                *y = sum + parameters.iter().fold(0.0f32, |sum, &(_, block)| block.mul_add(zero, sum));
             }
+            if !bias.is_empty() {
+                y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+            }
+            y.iter_mut().zip(&zeros).for_each(|(y, zero)| *y += zero);
         }
     }
 }
 
 /// Rounds a row: the bytes of whole blocks, and for each its scale and the scaled sum of its bytes.
 #[inline(always)]
-fn round(x: &[f32], row: &mut Vec<i32>, parameters: &mut Vec<(f32, f32)>) {
+fn round(x: &[f32], row: &mut Vec<i8>, parameters: &mut Vec<(f32, f32)>) {
     row.clear();
     parameters.clear();
     for block in x.chunks(BLOCK) {
         let most = block.iter().fold(0.0f32, |most, v| most.max(v.abs()));
         let (scale, inverse) = (most / 127.0, if most == 0.0 { 0.0 } else { 127.0 / most });
         let start = row.len();
-        row.extend(block.iter().map(|v| (v * inverse).round_ties_even() as i32));
+        // Magnitudes are at most 127: nothing saturates.
+        row.extend(block.iter().map(|v| (v * inverse).round_ties_even() as i8));
         row.resize(start + BLOCK, 0);
-        parameters.push((scale, scale * row[start..].iter().sum::<i32>() as f32));
+        let sum: i32 = row[start..].iter().map(|&byte| i32::from(byte)).sum();
+        parameters.push((scale, scale * sum as f32));
     }
 }
 
 /// The product of a row with a column in eight lanes.
 #[inline(always)]
-fn sums(row: &[i32], parameters: &[(f32, f32)], column: &[u8], scale: f32) -> [f32; GROUPS] {
+fn sums(row: &[i8], parameters: &[(f32, f32)], column: &[u8], scale: f32) -> [f32; GROUPS] {
     let mut lanes = [0.0f32; 16];
     let (rows, columns) = (row.as_chunks::<BLOCK>().0, column.as_chunks::<BLOCK>().0);
     let groups = |at: usize| -> [i32; GROUPS] {
         let (x, w) = (rows[at].as_chunks::<GROUP>().0, columns[at].as_chunks::<GROUP>().0);
         std::array::from_fn(|g| {
-            (0..GROUP).map(|i| x[g][i].wrapping_mul(w[g][i].into())).fold(0, i32::wrapping_add)
+            (0..GROUP).map(|i| i32::from(x[g][i]) * i32::from(w[g][i])).fold(0, i32::wrapping_add)
         })
     };
     let whole = rows.len() - rows.len() % 4;
@@ -161,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_near_the_product_of_reals(depth in 1usize..300, n in 1usize..9, rows in 1usize..4, seed in 0usize..9, biased: bool) {
+        fn it_is_near_the_product_of_reals(depth in 1usize..300, n in 1usize..9, rows in 1usize..10, seed in 0usize..9, biased: bool) {
             let number = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0;
             let x: Vec<f32> = (0..rows * depth).map(number).collect();
             let bytes: Vec<u8> = (0..depth * n).map(|i| ((i * 7919 + seed) % 251) as u8).collect();
@@ -169,7 +263,12 @@ mod tests {
             let bias: Vec<f32> = (0..if biased { n } else { 0 }).map(|j| j as f32 - 3.0).collect();
             let matrix = Blocks::new(&bytes, depth, columns.iter().copied(), bias.clone());
             let mut y = vec![f32::NAN; rows * n];
-            matrix.multiply(&x, &mut y);
+            matrix.multiply_at(Level::Plain, &x, &mut y);
+            for level in Level::all() {
+                let mut other = vec![f32::NAN; rows * n];
+                matrix.multiply_at(level, &x, &mut other);
+                prop_assert_eq!(&other, &y, "{:?}", level);
+            }
             for (at, y) in y.iter().enumerate() {
                 let (row, (scale, zero)) = (&x[at / n * depth..][..depth], columns[at % n]);
                 let weight = |k: usize| f32::from(bytes[k * n + at % n]) - f32::from(zero);

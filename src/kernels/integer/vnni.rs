@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::Rows;
 use super::finish::ByteRange;
 use super::gemm::{Operands, Sums, TILE};
 use super::pack::{CELL, Cell, LANES, block_len};
@@ -71,6 +72,60 @@ fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
         }
     }
     ROWS
+}
+
+/// The eight sums of rows with a column of blocks that has this scale, see [`blocks`](super::blocks).
+pub fn blocks<'a>(rows: &Rows, column: &[u8], scale: f32, sums: impl Iterator<Item = &'a mut [f32; 8]>) {
+    assert!(rows.bytes.iter().all(|bytes| bytes.len() == column.len()));
+    for ((bytes, (blocks, fours)), sums) in
+        rows.bytes.iter().zip(rows.blocks.iter().zip(&rows.fours)).zip(sums)
+    {
+        // SAFETY: the level says that the processor has these instructions; the row is as long as the column.
+        unsafe { row_of_blocks((bytes, blocks, fours), column, scale, sums) };
+    }
+}
+
+/// # Safety
+/// The row must be as long as the column.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn row_of_blocks(
+    (bytes, blocks, fours): (&[i8], &[(f32, f32)], &[[f32; 16]]),
+    column: &[u8],
+    scale: f32,
+    sums: &mut [f32; 8],
+) {
+    let mut lanes = _mm512_setzero_ps();
+    let all = _mm512_set1_ps(scale);
+    for (at, steps) in fours.iter().enumerate() {
+        // SAFETY: there are four blocks of 32 bytes for each element, in the row and in the column.
+        let (w, x) = unsafe {
+            let (w, x) = (column.as_ptr().add(128 * at), bytes.as_ptr().add(128 * at));
+            let pair =
+                |from: *const u8| (_mm512_loadu_si512(from.cast()), _mm512_loadu_si512(from.add(64).cast()));
+            (pair(w), pair(x.cast()))
+        };
+        let zero = _mm512_setzero_si512();
+        let (a, b) = (_mm512_dpbusd_epi32(zero, w.0, x.0), _mm512_dpbusd_epi32(zero, w.1, x.1));
+        let dots = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        // SAFETY: the array has 16 elements.
+        let scales = _mm512_mul_ps(all, unsafe { _mm512_loadu_ps(steps.as_ptr()) });
+        lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scales, lanes);
+    }
+    let mut halves = _mm256_add_ps(
+        _mm512_castps512_ps256(lanes),
+        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes))),
+    );
+    for (at, (step, _)) in blocks.iter().enumerate().skip(4 * fours.len()) {
+        // SAFETY: the block has 32 bytes, in the row and in the column.
+        let (w, x) = unsafe {
+            let w = _mm256_loadu_si256(column.as_ptr().add(32 * at).cast());
+            (w, _mm256_loadu_si256(bytes.as_ptr().add(32 * at).cast()))
+        };
+        let dots = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x));
+        halves = _mm256_fmadd_ps(dots, _mm256_set1_ps(scale * step), halves);
+    }
+    // SAFETY: the array has 8 elements.
+    unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), halves) };
 }
 
 /// What becomes of the sums of a tile: see [`Affine::bytes`](super::finish::Affine::bytes).
