@@ -15,6 +15,7 @@ use qonnx::ir::{Array, Limits};
 use qonnx::kernels::conv::{Channels, Order, conv_finished};
 use qonnx::kernels::finish::{self, Finish};
 use qonnx::kernels::gemm::{Mat, MatMut, Size, gemm};
+use qonnx::kernels::product::Ending;
 use qonnx::kernels::simd::Isa;
 use qonnx::kernels::window::{Axis, Padding};
 use qonnx::onnx::{import, text};
@@ -150,14 +151,8 @@ fn convolution(
     let work = 2 * groups * output * input * kernel * kernel * axis.output * axis.output;
     let run = move || {
         let mut finish = Finish::new(Limits { low: 0.0, high: 6.0 });
-        let y = conv_finished(
-            channels,
-            &[axis, axis],
-            Order::Channels,
-            black_box(&x),
-            (&w, Some(&bias)),
-            &mut finish,
-        );
+        let end = Ending { bias: Some(&bias), added: None, finish: &mut finish };
+        let y = conv_finished(channels, &[axis, axis], Order::Channels, black_box(&x), &w, end);
         drop(black_box(y));
     };
     Kernel {

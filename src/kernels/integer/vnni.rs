@@ -77,23 +77,17 @@ fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
 /// The eight sums of rows with a column of blocks that has this scale, see [`blocks`](super::blocks).
 pub fn blocks<'a>(rows: &Rows, column: &[u8], scale: f32, sums: impl Iterator<Item = &'a mut [f32; 8]>) {
     assert!(rows.bytes.iter().all(|bytes| bytes.len() == column.len()));
-    for ((bytes, (blocks, fours)), sums) in
-        rows.bytes.iter().zip(rows.blocks.iter().zip(&rows.fours)).zip(sums)
-    {
+    for (at, sums) in (0..rows.bytes.len()).zip(sums) {
         // SAFETY: the level says that the processor has these instructions; the row is as long as the column.
-        unsafe { row_of_blocks((bytes, blocks, fours), column, scale, sums) };
+        unsafe { row_of_blocks(rows, at, column, scale, sums) };
     }
 }
 
 /// # Safety
 /// The row must be as long as the column.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn row_of_blocks(
-    (bytes, blocks, fours): (&[i8], &[(f32, f32)], &[[f32; 16]]),
-    column: &[u8],
-    scale: f32,
-    sums: &mut [f32; 8],
-) {
+unsafe fn row_of_blocks(rows: &Rows, at: usize, column: &[u8], scale: f32, sums: &mut [f32; 8]) {
+    let (bytes, blocks, fours) = (&rows.bytes[at], &rows.blocks[at], &rows.fours[at]);
     let mut lanes = _mm512_setzero_ps();
     let all = _mm512_set1_ps(scale);
     for (at, steps) in fours.iter().enumerate() {
