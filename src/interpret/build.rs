@@ -134,7 +134,7 @@ impl<'a> Builder<'a> {
         let node = graph.node(id);
         let action = match (&node.op, &node.unknown) {
             (Some(op), None) => match op.control() {
-                None => Action::Compute(self.as_runtime_has_it(id, op)),
+                None => Action::Compute(self.ready(id, self.as_runtime_has_it(id, op))),
                 Some(control) => {
                     let captured = graph.captures_of(id);
                     let around = |name: &str| match captured.iter().find(|&&v| graph.name(v) == name) {
@@ -195,6 +195,14 @@ impl<'a> Builder<'a> {
             .collect();
         let runtime = Runtime { optimized: self.numerics == Numerics::Ort, inputs: &inputs };
         op.in_runtime(&runtime).unwrap_or_else(|| op.clone())
+    }
+
+    /// The operator with its constants laid out.
+    fn ready(&self, id: NodeId, op: Arc<dyn Op>) -> Arc<dyn Op> {
+        let inputs = self.graph.inputs_of(id);
+        let constants: Vec<Option<&Array>> =
+            inputs.into_iter().map(|v| self.constant(self.slot(v?))).collect();
+        op.with_constants(&constants).unwrap_or(op)
     }
 
     /// What ONNX Runtime knows of a value before it runs.

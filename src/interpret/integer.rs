@@ -20,7 +20,7 @@ use crate::error::Fault;
 use crate::ir::integer::{Operand, Scales, Unit, is_byte};
 use crate::ir::{Array, DType, Datum, NodeId, Op, Port, QuantParams, Rule, ValueId, affine};
 use crate::ops::arithmetic::{Binary, Function};
-use crate::ops::gemm::{Gemm, MatMul, Right};
+use crate::ops::gemm::{Gemm, MatMul};
 use crate::ops::join::Split;
 use crate::ops::quantize::{Dequantize, Quantize};
 
@@ -83,7 +83,7 @@ impl Builder<'_> {
     /// integers if a QuantizeLinear comes after that, else not, as a Gemm with a real bias and a real result has no
     /// integer form. Of real numbers: one operator with the addition.
     fn biased_product(&mut self, id: NodeId) -> Option<bool> {
-        let gemm = Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, right: Right::default() };
+        let gemm = Gemm::default();
         self.graph.node(id).op_as::<MatMul>()?;
         let real = self.exact_input(id, 0).is_none();
         let add = self.graph.only_use(self.graph.output(id, 0)?)?;

@@ -287,7 +287,7 @@ fn finished(size: Size, a: Mat<f32>, b: Mat<f32>, mut c: MatMut<f32>, parts: Par
         (0..size.m).for_each(|i| end.row(i, 0, &mut c.data[i * c.row..][..size.n]));
         return;
     }
-    Product { size, alpha: 1.0, a, b, start: Start::Nothing, c, parts, end: Some(end) }
+    Product { size, alpha: 1.0, a, b, start: Start::Nothing, c, parts, end: Some(end), panels: None }
         .compute(Isa::detect());
 }
 
@@ -309,7 +309,7 @@ fn blocked(size: Size, alpha: f32, a: Mat<f32>, b: Mat<f32>, beta: f32, mut c: M
         return plain(size, alpha, a, b, beta, c, parts);
     };
     let start = if beta == 0.0 { Start::Nothing } else { Start::Old(beta) };
-    Product { size, alpha, a, b, start, c, parts, end: None }.compute(Isa::detect());
+    Product { size, alpha, a, b, start, c, parts, end: None, panels: None }.compute(Isa::detect());
 }
 
 #[cfg(test)]

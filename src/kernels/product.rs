@@ -57,6 +57,59 @@ const SHALLOW: usize = 64;
 /// From so many rows of `A` on, `B` is read often enough for a copy of it to pay.
 const MANY_ROWS: usize = 128;
 
+/// A right matrix whose columns were copied panel by panel, for products of many rows.
+#[derive(Debug)]
+pub struct Panels {
+    copy: Vec<f32>,
+    /// Rows and columns of the matrix.
+    size: (usize, usize),
+    /// Columns of a panel.
+    panel: usize,
+    /// Products of a part of a sum.
+    part: usize,
+}
+
+impl Panels {
+    /// Would a product of this size copy the matrix?
+    pub fn pay(b: &Mat<f32>, Size { m, n, k }: Size) -> bool {
+        m > 1 && n > 0 && !lies(b, m, k)
+    }
+
+    /// Copies a matrix of so many rows and columns, whose products have sums in these parts.
+    ///
+    /// # Panics
+    /// If it does not fit its slice.
+    pub fn of(b: Mat<f32>, (k, n): (usize, usize), parts: Parts) -> Self {
+        assert!(b.fits(k, n), "B does not fit its slice");
+        let (panel, part) = (VECTORS * Tiles::of(Isa::detect()).lanes, parts.products);
+        let padded = n.next_multiple_of(panel);
+        let mut copied = vec![0.0; k * padded];
+        for first in (0..k).step_by(part) {
+            let depth = part.min(k - first);
+            copy(
+                b,
+                panel,
+                Place { part: first, depth, first: 0, width: n },
+                &mut copied[first * padded..][..depth * padded],
+            );
+        }
+        Self { copy: copied, size: (k, n), panel, part }
+    }
+
+    /// The columns of a part from the first one of a panel on.
+    fn right(&self, place: Place) -> Right<'_> {
+        let padded = self.size.1.next_multiple_of(self.panel);
+        let panel = place.depth * self.panel;
+        let data = &self.copy[place.part * padded + place.first / self.panel * panel..];
+        Right { data, row: self.panel, panel }
+    }
+}
+
+/// Is the matrix read where it lies? Its rows must be contiguous and, if they are read often, not far apart.
+fn lies(b: &Mat<f32>, m: usize, k: usize) -> bool {
+    b.col == 1 && (k <= SHALLOW || b.row < FAR && !b.row.is_multiple_of(ALIAS) || m < MANY_ROWS)
+}
+
 /// What is done to a result before it leaves the cache.
 #[derive(Debug)]
 pub struct Ending<'a, T = f32> {
@@ -128,6 +181,8 @@ pub struct Product<'a> {
     pub parts: Parts,
     /// What is done to it.
     pub end: Option<Ending<'a>>,
+    /// The panels of the right matrix, if there are any.
+    pub panels: Option<&'a Panels>,
 }
 
 impl Product<'_> {
@@ -136,7 +191,7 @@ impl Product<'_> {
     /// # Panics
     /// If a view does not fit its slice, rows of `C` or of what is added are not contiguous, or a bias is too short.
     pub fn compute(self, isa: Isa) {
-        let Self { size, alpha, a, b, start, c, parts, mut end } = self;
+        let Self { size, alpha, a, b, start, c, parts, mut end, panels } = self;
         let Size { m, n, k } = size;
         check(size, &a, &b, &c);
         assert!(c.col == 1 || n <= 1, "rows of C are not contiguous");
@@ -159,7 +214,7 @@ impl Product<'_> {
             let (a, b) = (Mat { row: b.col, ..b }, Mat { row: a.col, col: 1, ..a });
             let (size, a, c) = (Size { m: n, n: 1, k }, Mat { col: 1, ..a }, MatMut { row: 1, ..c });
             let end = end.map(|end| Ending { added: end.added.map(|a| Mat { row: 1, ..a }), ..end });
-            return Product { size, alpha, a, b, start, c, parts, end }.compute(isa);
+            return Product { size, alpha, a, b, start, c, parts, end, panels: None }.compute(isa);
         }
         for i in 0..m {
             let row = &mut c.data[i * c.row..][..n];
@@ -174,7 +229,9 @@ impl Product<'_> {
         let panel = VECTORS * tiles.lanes;
         let widest = (CACHED / (m + k).max(1)).max(2 * panel);
         let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-        let mut walk = Walk { tiles, size, part: parts.products, alpha, a, b, c, start };
+        let own = |p: &&Panels| p.size == (k, n) && p.part == parts.products && p.panel == panel;
+        let panels = panels.filter(own);
+        let mut walk = Walk { tiles, size, part: parts.products, alpha, a, b, c, start, panels };
         let mut first = 0;
         while first < n {
             let width = width.min(n - first);
@@ -194,27 +251,31 @@ struct Walk<'a> {
     b: Mat<'a, f32>,
     c: MatMut<'a, f32>,
     start: Start<'a>,
+    panels: Option<&'a Panels>,
 }
 
 impl Walk<'_> {
     /// Computes the columns `first..first + width`.
     fn columns(&mut self, first: usize, width: usize, end: &mut Option<Ending>) {
         let Size { m, k, .. } = self.size;
-        let Mat { data, row, col } = self.b;
+        let Mat { data, row, .. } = self.b;
         if k == 0 {
             (0..m).for_each(|i| self.end_row(i, first, width, end));
         }
-        // Rows of B that are contiguous are read where they lie, unless they are far apart and read often.
-        let lies = col == 1 && (k <= SHALLOW || row < FAR && !row.is_multiple_of(ALIAS) || m < MANY_ROWS);
+        let lies = lies(&self.b, m, k);
         for part in (0..k).step_by(self.part) {
             let place = Place { part, depth: self.part.min(k - part), first, width };
+            if let Some(panels) = self.panels {
+                self.tiles(place, panels.right(place), end);
+                continue;
+            }
             if lies {
                 self.tiles(place, Right { data: &data[part * row + first..], row, panel: self.panel() }, end);
                 continue;
             }
             let room = place.depth * width.next_multiple_of(self.panel());
             scratch(room, |copy| {
-                self.copy(place, copy);
+                self::copy(self.b, self.panel(), place, copy);
                 let b = Right { data: copy, row: self.panel(), panel: place.depth * self.panel() };
                 self.tiles(place, b, end);
             });
@@ -247,37 +308,6 @@ impl Walk<'_> {
             (0..m).step_by(most).for_each(|i| (0..panels).for_each(|panel| tile(i, panel)));
         } else {
             (0..panels).for_each(|panel| (0..m).step_by(most).for_each(|i| tile(i, panel)));
-        }
-    }
-
-    /// Copies columns of a part of `B` panel by panel.
-    fn copy(&self, Place { part, depth, first, width }: Place, copy: &mut [f32]) {
-        let Mat { data, row, col } = self.b;
-        let panel = self.panel();
-        let panels = copy.chunks_exact_mut(depth * panel).enumerate();
-        let panels = panels.map(|(i, copy)| (first + i * panel, panel.min(width - i * panel), copy));
-        if col == 1 {
-            let mut panels: Vec<_> = panels.collect();
-            for k in 0..depth {
-                let line = &data[(part + k) * row..];
-                for (j, columns, copy) in &mut panels {
-                    copy[k * panel..][..*columns].copy_from_slice(&line[*j..][..*columns]);
-                }
-            }
-            return;
-        }
-        for (j, columns, copy) in panels {
-            if row == 1 {
-                for c in 0..columns {
-                    let column = &data[(j + c) * col + part..][..depth];
-                    copy[c..].iter_mut().step_by(panel).zip(column).for_each(|(to, from)| *to = *from);
-                }
-                continue;
-            }
-            for (k, line) in copy.chunks_exact_mut(panel).enumerate() {
-                let source = data[(part + k) * row + j * col..].iter().step_by(col.max(1));
-                line[..columns].iter_mut().zip(source).for_each(|(to, from)| *to = *from);
-            }
         }
     }
 
@@ -324,6 +354,40 @@ impl Walk<'_> {
         let row = &mut self.c.data[i * self.c.row + first..][..width];
         if let Some(end) = end {
             end.row(i, first, row);
+        }
+    }
+}
+
+/// Copies columns of a part of `B` panel by panel.
+fn copy(
+    Mat { data, row, col }: Mat<f32>,
+    panel: usize,
+    Place { part, depth, first, width }: Place,
+    copy: &mut [f32],
+) {
+    let panels = copy.chunks_exact_mut(depth * panel).enumerate();
+    let panels = panels.map(|(i, copy)| (first + i * panel, panel.min(width - i * panel), copy));
+    if col == 1 {
+        let mut panels: Vec<_> = panels.collect();
+        for k in 0..depth {
+            let line = &data[(part + k) * row..];
+            for (j, columns, copy) in &mut panels {
+                copy[k * panel..][..*columns].copy_from_slice(&line[*j..][..*columns]);
+            }
+        }
+        return;
+    }
+    for (j, columns, copy) in panels {
+        if row == 1 {
+            for c in 0..columns {
+                let column = &data[(j + c) * col + part..][..depth];
+                copy[c..].iter_mut().step_by(panel).zip(column).for_each(|(to, from)| *to = *from);
+            }
+            continue;
+        }
+        for (k, line) in copy.chunks_exact_mut(panel).enumerate() {
+            let source = data[(part + k) * row + j * col..].iter().step_by(col.max(1));
+            line[..columns].iter_mut().zip(source).for_each(|(to, from)| *to = *from);
         }
     }
 }
@@ -402,7 +466,7 @@ mod tests {
         #[test]
         fn every_kind_of_vectors_gives_the_bits_of_the_definition(
             m in 1usize..20, n in 1usize..120, k in 0usize..600, ta: bool, tb: bool, more in 0usize..9, alpha in 0u8..2,
-            begins in 0u8..4, ends in 0u8..4, adds_after in 0u8..3, seed in 0usize..9, constant: bool,
+            begins in 0u8..4, ends in 0u8..4, adds_after in 0u8..3, seed in 0usize..9, constant: bool, panels: bool,
         ) {
             let (mut size, alpha) = (Size { m, n, k }, f32::from(alpha) + 1.0);
             if m * n * k > 100_000 {
@@ -446,7 +510,8 @@ mod tests {
                 let mut finish = Finish::new(limits);
                 let end = (ends > 0).then_some(Ending { bias, added, finish: &mut finish });
                 let target = MatMut { data: &mut c, row, col: 1 };
-                Product { size, alpha, a, b, start, c: target, parts, end }.compute(isa);
+                let panels = (panels && isa == Isa::detect() && m > 1).then(|| Panels::of(b, (k, n), parts));
+                Product { size, alpha, a, b, start, c: target, parts, end, panels: panels.as_ref() }.compute(isa);
                 prop_assert!(c.chunks_exact(row).all(|c| c[n..].iter().all(|&x| x == 9.0)), "{isa:?}: beyond C");
                 let found: Vec<f32> = c.chunks_exact(row).flat_map(|c| c[..n].to_vec()).collect();
                 prop_assert_eq!(&found, &want, "{:?}", isa);

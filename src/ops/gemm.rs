@@ -2,9 +2,11 @@
 //! [MatMul](https://onnx.ai/onnx/operators/onnx__MatMul.html).
 
 mod gradient;
+mod ready;
 
 use std::sync::Arc;
 
+use self::ready::Ready;
 use super::operand::{added, elements};
 use super::slots::{known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
@@ -76,7 +78,7 @@ macro_rules! in_sums {
 pub(super) use in_sums;
 
 /// `Y = alpha · A′ · B′ + beta · C`, where a prime may transpose and `C` is broadcast.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Gemm {
     /// Factor of the product.
     pub alpha: f32,
@@ -88,6 +90,8 @@ pub struct Gemm {
     pub trans_b: bool,
     /// How its sums are made.
     pub right: Right,
+    /// The right matrix if it is a constant.
+    ready: Option<Arc<Ready>>,
 }
 
 /// What is known of the right matrix of a product, on which the parts of sums depend.
@@ -106,6 +110,13 @@ impl Right {
     }
 }
 
+impl Default for Gemm {
+    /// `Y = A · B + C`.
+    fn default() -> Self {
+        Self { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, right: Right::Weight, ready: None }
+    }
+}
+
 impl Gemm {
     fn read(attrs: &mut Attrs) -> Result<Self, Fault> {
         // Before opset 7, `broadcast` allowed C to be broadcast; broadcasting an equal shape changes nothing.
@@ -115,7 +126,7 @@ impl Gemm {
             beta: attrs.float("beta", 1.0)?,
             trans_a: attrs.flag("transA", false)?,
             trans_b: attrs.flag("transB", false)?,
-            right: Right::Weight,
+            ..Self::default()
         })
     }
 
@@ -191,6 +202,10 @@ impl Op for Gemm {
         })
     }
 
+    fn with_constants(&self, constants: &[Option<&Array>]) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?)?), ..self.clone() }))
+    }
+
     fn finishes(&self) -> bool {
         true
     }
@@ -204,7 +219,8 @@ impl Op for Gemm {
             let mut finish = Finish::new(after.limits);
             let end = Some(Ending { bias: None, added, finish: &mut finish });
             let (alpha, c) = (self.alpha, MatMut::rows(&mut y, size.n));
-            Product { size, alpha, a, b, start, c, parts, end }.compute(Isa::detect());
+            let panels = self.ready.as_ref().and_then(|ready| ready.panels(b, size, parts));
+            Product { size, alpha, a, b, start, c, parts, end, panels }.compute(Isa::detect());
             Ok((Array::new(&[size.m, size.n], y)?, finish.extent()))
         };
         // What does not fit is told by whoever computes it in the other form.
@@ -225,7 +241,7 @@ impl Op for Gemm {
     }
 
     fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
-        Some(Arc::new(Self { right: Right::of(runtime), ..*self }))
+        Some(Arc::new(Self { right: Right::of(runtime), ..self.clone() }))
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
@@ -249,10 +265,12 @@ fn same_length(k: &Dim, other: &Dim) -> Result<(), Fault> {
 }
 
 /// The product of matrices; leading axes are broadcast, one-dimensional operands are a row or a column.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MatMul {
     /// How its sums are made.
     pub right: Right,
+    /// The right matrix if it is a constant.
+    ready: Option<Arc<Ready>>,
 }
 
 /// Which matrices a product of batches multiplies.
@@ -311,9 +329,14 @@ impl MatMul {
         Self::default().compute_finished(a, b, (None, &mut Finish::new(Limits::NONE)))
     }
 
+    fn parts(&self, size: Size, b_shape: &[usize]) -> Parts {
+        let ahead = self.right == Right::Weight && b_shape.len() <= 2;
+        if ahead { Parts::CONSTANT } else { Parts::of(size) }
+    }
+
     /// The same; then something may be added, and elements of `f32` are limited and noted.
     fn compute_finished<T: Number>(
-        self,
+        &self,
         (a, a_shape): (&[T], &[usize]),
         (b, b_shape): (&[T], &[usize]),
         (added, finish): (Option<Mat<T>>, &mut Finish),
@@ -324,8 +347,7 @@ impl MatMul {
         if y.is_empty() {
             return Ok((y, batches.shape));
         }
-        let ahead = self.right == Right::Weight && b_shape.len() <= 2;
-        let parts = if ahead { Parts::CONSTANT } else { Parts::of(size) };
+        let parts = self.parts(size, b_shape);
         let mut end = Ending { bias: None, added, finish };
         let mut results = y.chunks_exact_mut(m * n).enumerate();
         batches.each(|i, j| {
@@ -405,6 +427,10 @@ impl Op for MatMul {
         })
     }
 
+    fn with_constants(&self, constants: &[Option<&Array>]) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?)?), ..self.clone() }))
+    }
+
     fn finishes(&self) -> bool {
         true
     }
@@ -412,20 +438,32 @@ impl Op for MatMul {
     fn finished(&self, inputs: &[Option<Array>], after: After) -> Option<Result<(Array, Extent), Fault>> {
         let real = |slot| optional(inputs, slot).and_then(|a| Some((a.get::<f32>()?.as_slice()?, a.shape())));
         let (a, b, mut finish) = (real(0)?, real(1)?, Finish::new(after.limits));
+        // What does not fit is told by whoever computes it in the other form.
+        let Batches { size, batch, shape, .. } = Batches::new(a.1, b.1).ok()?;
         let added = match after.added {
-            Some(array) => {
-                // What does not fit is told by whoever computes it in the other form.
-                let Batches { size, shape, .. } = Batches::new(a.1, b.1).ok()?;
-                Some(added(array, &shape, size.n)?)
-            }
+            Some(array) => Some(added(array, &shape, size.n)?),
             None => None,
         };
-        let found = self.compute_finished(a, b, (added, &mut finish));
-        Some(found.and_then(|(y, shape)| Ok((Array::new(&shape, y)?, finish.extent()))))
+        let parts = self.parts(size, b.1);
+        let panels = self.ready.as_ref().filter(|_| batch.is_empty() && !parts.line);
+        let panels = panels.and_then(|ready| ready.panels(Mat::rows(b.0, size.n), size, parts));
+        let Some(panels) = panels else {
+            let found = self.compute_finished(a, b, (added, &mut finish));
+            return Some(found.and_then(|(y, shape)| Ok((Array::new(&shape, y)?, finish.extent()))));
+        };
+        let mut compute = || {
+            let mut y = f32::result(element_count(&shape)?);
+            let (a, b) = (Mat::rows(a.0, size.k), Mat::rows(b.0, size.n));
+            let end = Some(Ending { bias: None, added, finish: &mut finish });
+            let (alpha, start, c, panels) = (1.0, Start::Nothing, MatMut::rows(&mut y, size.n), Some(panels));
+            Product { size, alpha, a, b, start, c, parts, end, panels }.compute(Isa::detect());
+            Ok((Array::new(&shape, y)?, finish.extent()))
+        };
+        Some(compute())
     }
 
     fn in_runtime(&self, runtime: &Runtime) -> Option<Arc<dyn Op>> {
-        Some(Arc::new(Self { right: Right::of(runtime) }))
+        Some(Arc::new(Self { right: Right::of(runtime), ready: None }))
     }
 
     fn integer(&self, unit: &Unit) -> Option<Box<dyn Kernel>> {
@@ -451,14 +489,33 @@ mod tests {
         crate::ops::backend_tests::run("gemm");
     }
 
+    #[test]
+    fn a_matrix_that_is_laid_out_once_gives_the_same_bits_and_another_in_its_place_its_own() {
+        let numbers = |seed: usize, shape: &[usize]| {
+            let count = shape.iter().product();
+            let values = (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0);
+            Array::new(shape, values.collect::<Vec<f32>>()).unwrap()
+        };
+        for (m, k, n) in [(130, 300, 530), (130, 70, 512), (1, 300, 530), (5, 300, 530), (140, 270, 40)] {
+            let (x, w, other) = (numbers(1, &[2, m, k]), numbers(2, &[k, n]), numbers(3, &[k, n]));
+            let plain = MatMul::default();
+            let ready = plain.with_constants(&[None, Some(&w)]).unwrap();
+            for w in [&w, &other, &w] {
+                let inputs = [Some(x.clone()), Some(w.clone())];
+                let want = plain.float(&inputs).unwrap();
+                let (found, _) = ready.finished(&inputs, After::NOTHING).unwrap().unwrap();
+                assert_eq!([found], want[..], "{m} {k} {n}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_finished_at_once_has_the_bits_of_the_other_form(
             (m, n, k) in (1usize..20, 1usize..60, 1usize..300), trans_a: bool, trans_b: bool, alpha in 1u8..3,
-            addend in 0u8..5, comes_after in 0u8..3, limited: bool, computed: bool,
+            addend in 0u8..5, comes_after in 0u8..3, limited: bool, computed: bool, constant: bool,
         ) {
             let right = if computed { Right::Computed } else { Right::Weight };
-            let gemm = Gemm { alpha: alpha.into(), beta: if addend == 4 { 0.5 } else { 1.0 }, trans_a, trans_b, right };
             let numbers = |seed: usize, shape: &[usize]| {
                 let count = shape.iter().product();
                 let values = (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0);
@@ -469,6 +526,11 @@ mod tests {
                 Some(numbers(1, &shape(trans_a, m, k))),
                 Some(numbers(2, &shape(trans_b, k, n))),
             ];
+            let beta = if addend == 4 { 0.5 } else { 1.0 };
+            let mut gemm = Gemm { alpha: alpha.into(), beta, trans_a, trans_b, right, ready: None };
+            if constant {
+                gemm.ready = Ready::of(inputs[1].as_ref());
+            }
             inputs.push(match addend {
                 0 => None,
                 1 => Some(numbers(3, &[n])),
