@@ -56,6 +56,8 @@ const FAR: usize = 512;
 const SHALLOW: usize = 64;
 /// From so many rows of `A` on, `B` is read often enough for a copy of it to pay.
 const MANY_ROWS: usize = 128;
+/// From so many rows of `A` on, a copy of `B` pays that need not be made.
+const SOME_ROWS: usize = 8;
 
 /// A right matrix whose columns were copied panel by panel, for products of many rows.
 #[derive(Debug)]
@@ -70,9 +72,9 @@ pub struct Panels {
 }
 
 impl Panels {
-    /// Would a product of this size copy the matrix?
+    /// Do panels that are there already save time in a product of this size?
     pub fn pay(b: &Mat<f32>, Size { m, n, k }: Size) -> bool {
-        m > 1 && n > 0 && !lies(b, m, k)
+        n > 0 && k > SHALLOW && m >= SOME_ROWS || m > 1 && b.col != 1
     }
 
     /// Copies a matrix of so many rows and columns, whose products have sums in these parts.
