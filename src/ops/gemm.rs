@@ -1,11 +1,13 @@
 //! Matrix products: [Gemm](https://onnx.ai/onnx/operators/onnx__Gemm.html) and
 //! [MatMul](https://onnx.ai/onnx/operators/onnx__MatMul.html).
 
+mod batches;
 mod gradient;
 mod ready;
 
 use std::sync::Arc;
 
+pub(super) use self::batches::Batches;
 use self::ready::Ready;
 use super::operand::{added, elements};
 use super::slots::{known, optional, required};
@@ -18,7 +20,6 @@ use crate::kernels::finish::Finish;
 use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm_in_parts};
 use crate::kernels::product::{Ending, Product, Start};
 use crate::kernels::simd::Isa;
-use crate::kernels::window::each_index;
 
 /// The operators of this family.
 pub const OPS: &[OpDef] = &[
@@ -273,53 +274,6 @@ pub struct MatMul {
     ready: Option<Arc<Ready>>,
 }
 
-/// Which matrices a product of batches multiplies.
-pub(super) struct Batches<'a> {
-    /// Extents of each product.
-    pub size: Size,
-    /// The broadcast batch.
-    batch: Vec<usize>,
-    a_batch: &'a [usize],
-    b_batch: &'a [usize],
-    /// Shape of the result.
-    pub shape: Vec<usize>,
-}
-
-impl<'a> Batches<'a> {
-    /// Reads the shapes of the operands.
-    pub fn new(a_shape: &'a [usize], b_shape: &'a [usize]) -> Result<Self, Fault> {
-        let (a_row, b_column) = (a_shape.len() == 1, b_shape.len() == 1);
-        let (a_batch, m, k) = match a_shape {
-            [k] => (&[][..], 1, *k),
-            [batch @ .., m, k] => (batch, *m, *k),
-            [] => fail!("a scalar has no matrix product"),
-        };
-        let (b_batch, other, n) = match b_shape {
-            [k] => (&[][..], *k, 1),
-            [batch @ .., k, n] => (batch, *k, *n),
-            [] => fail!("a scalar has no matrix product"),
-        };
-        if k != other {
-            fail!("A {a_shape:?} has rows of {k} elements, B {b_shape:?} columns of {other}");
-        }
-        let batch = broadcast(a_batch, b_batch)?;
-        let mut shape = batch.clone();
-        shape.extend((!a_row).then_some(m));
-        shape.extend((!b_column).then_some(n));
-        let count = element_count(&shape)?;
-        // One matrix B for all: a single tall product.
-        if b_batch.iter().all(|&d| d == 1) && a_batch == batch && count > 0 {
-            return Ok(Self { size: Size { m: count / n, n, k }, batch: vec![], a_batch: &[], b_batch: &[], shape });
-        }
-        Ok(Self { size: Size { m, n, k }, batch, a_batch, b_batch, shape })
-    }
-
-    /// Calls `f` with the number of `A` and `B` for each product, in order.
-    pub fn each(&self, mut f: impl FnMut(usize, usize)) {
-        each_index(&self.batch, |index| f(place(index, self.a_batch), place(index, self.b_batch)));
-    }
-}
-
 impl MatMul {
     /// The product and its shape.
     pub fn compute<T: Number>(
@@ -388,25 +342,6 @@ impl MatMul {
         }
         Ok(Some(dims.into_iter().chain(m.cloned()).chain(n.cloned()).collect()))
     }
-}
-
-/// The shape to which two shapes are broadcast.
-fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, Fault> {
-    let rank = a.len().max(b.len());
-    let at = |shape: &[usize], i: usize| (i + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
-    (0..rank)
-        .map(|i| match (at(a, i), at(b, i)) {
-            (1, d) | (d, 1) => Ok(d),
-            (d, e) if d == e => Ok(d),
-            _ => Err(Fault::new(format!("cannot broadcast {a:?} and {b:?}"))),
-        })
-        .collect()
-}
-
-/// Which matrix of a batch of this shape stands at an index of the broadcast batch.
-fn place(index: &[usize], batch: &[usize]) -> usize {
-    let index = &index[index.len() - batch.len()..];
-    index.iter().zip(batch).fold(0, |at, (&i, &extent)| at * extent + if extent == 1 { 0 } else { i })
 }
 
 impl Op for MatMul {
