@@ -20,7 +20,8 @@ pub(super) struct Sum {
 }
 
 impl Builder<'_> {
-    /// Hands an addition, or the limits of a clamp, to the step before it, if that makes a value which nobody else reads.
+    /// Hands an addition, or the limits of a clamp, to the step before it, if that makes a value which nobody else
+    /// reads.
     pub fn fuse(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let Some(op) = node.op.as_ref().filter(|_| node.unknown.is_none()) else { return };
@@ -216,7 +217,8 @@ mod tests {
         assert_eq!(products.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(), ["c", "e", "p", "h"]);
         let (outputs, sums) = run(&["a", "s", "t", "v", "w"]);
         assert_eq!(outputs, apart);
-        // The limits are not put on a sum that someone wants to see, and a row for each channel is added in a step of its own.
+        // The limits are not put on a sum that someone wants to see, and a row for each channel is added in a step of
+        // its own.
         assert_eq!(sums.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(), ["a", "t", "v"]);
         let (outputs, results) = run(&["s", "t"]);
         assert_eq!(outputs, apart);

@@ -61,11 +61,6 @@ pub struct After<'a> {
     pub limits: Limits,
 }
 
-impl After<'_> {
-    /// Nothing.
-    pub const NOTHING: Self = Self { added: None, limits: Limits::NONE };
-}
-
 /// The meaning of one operator with its attributes read.
 ///
 /// Inputs come by slot; an absent optional input is `None`. Inference also gets `None` for an input of which nothing
@@ -100,8 +95,8 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
-    /// The only output after what comes after it, and its extent; none if these operands have no such form. Passes over
-    /// memory that other operators and a watch would take are saved.
+    /// The only output after what comes after it, and its extent; none if these operands have no such form. Passes
+    /// over memory that other operators and a watch would take are saved.
     fn finished(&self, inputs: &[Option<Array>], after: After) -> Option<Result<(Array, Extent), Fault>> {
         let _ = (inputs, after);
         None

@@ -133,8 +133,8 @@ pub fn conv<T: Number>(
     conv_finished(channels, axes, Order::Channels, x, w, Ending { bias, added: None, finish: &mut finish })
 }
 
-/// The same with sums in some order, and with what is done to the planes as rows while their elements are at hand. There
-/// is a bias for each channel, and something to be added for each plane.
+/// The same with sums in some order, and with what is done to the planes as rows while their elements are at hand.
+/// There is a bias for each channel, and something to be added for each plane.
 ///
 /// # Panics
 /// Like [`conv`].

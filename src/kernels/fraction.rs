@@ -1,8 +1,8 @@
 //! `tanh` and the sigmoid as fractions of polynomials, as ONNX Runtime computes them (`tanh.cpp`, `logistic.cpp`).
 //!
-//! The coefficients are those of Eigen's rational approximations: `tanh x ≈ x·p(x²) / q(x²)` on `[-9, 9]`, and `1 /
-//! (1 + e^-x) ≈ 1/2 + x·p(x²) / q(x²)` on `[-18, 18]`. The former is within 4 units in the last place; the latter is
-//! a difference that loses all digits of small results. Those of [`math`](super::math) are closer.
+//! The coefficients are those of Eigen's rational approximations: `tanh x ≈ x·p(x²) / q(x²)` on `[-9, 9]`, and
+//! `1 / (1 + e^-x) ≈ 1/2 + x·p(x²) / q(x²)` on `[-18, 18]`. The former is within 4 units in the last place; the latter
+//! is a difference that loses all digits of small results. Those of [`math`](super::math) are closer.
 
 use super::math::Real as _;
 use super::simd::{self, Task};

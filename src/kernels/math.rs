@@ -1,11 +1,11 @@
 //! Real functions of one variable, the same on every platform.
 //!
 //! For `f32`, `exp`, `exp_m1`, `tanh`, `erf` and `sigmoid` are polynomials in plain arithmetic without branches or
-//! calls, so that a loop over a slice becomes vector instructions. All rest on one reduction: with `n = round(x/ln
-//! 2)` and `r = x - n·ln 2` in `[-0.35, 0.35]`, `exp(x) = 2^n·exp(r)` and `exp(r) = 1 + r + r²·q(r)`. The
-//! coefficients of `exp` and `erf`, and where a product is added without being rounded, are those of ONNX Runtime's
-//! kernels for processors with FMA, so both have its bits. Its `tanh` and `sigmoid` lose digits; they are in
-//! [`fraction`]. Everything else, and all of `f64`, comes from `libm`.
+//! calls, so that a loop over a slice becomes vector instructions. All rest on one reduction: with
+//! `n = round(x / ln 2)` and `r = x - n·ln 2` in `[-0.35, 0.35]`, `exp(x) = 2^n·exp(r)` and
+//! `exp(r) = 1 + r + r²·q(r)`. The coefficients of `exp` and `erf`, and where a product is added without being
+//! rounded, are those of ONNX Runtime's kernels for processors with FMA, so both have its bits. Its `tanh` and
+//! `sigmoid` lose digits; they are in [`fraction`]. Everything else, and all of `f64`, comes from `libm`.
 
 use std::mem::MaybeUninit;
 use std::ops::{Add, Div, Mul, Neg, Sub};

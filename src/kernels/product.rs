@@ -498,8 +498,8 @@ mod tests {
             };
             if ends > 0 {
                 want.iter_mut().enumerate().for_each(|(at, y)| {
-                    let y1 = bias.map_or(*y, |b| *y + b[at / n]);
-                    *y = limits.apply(added.map_or(y1, |a| y1 + a.data[at / n * a.row + at % n]));
+                    let sum = bias.map_or(*y, |b| *y + b[at / n]);
+                    *y = limits.apply(added.map_or(sum, |a| sum + a.data[at / n * a.row + at % n]));
                 });
             }
             for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::detect()) {

@@ -438,7 +438,7 @@ mod tests {
             for w in [&w, &other, &w] {
                 let inputs = [Some(x.clone()), Some(w.clone())];
                 let want = plain.float(&inputs).unwrap();
-                let (found, _) = ready.finished(&inputs, After::NOTHING).unwrap().unwrap();
+                let (found, _) = ready.finished(&inputs, After { added: None, limits: Limits::NONE }).unwrap().unwrap();
                 assert_eq!([found], want[..], "{m} {k} {n}");
             }
         }

@@ -253,7 +253,7 @@ impl Layer {
 }
 
 /// Where rows of inputs are read, which is the same for all groups of channels.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Sources {
     /// For each row, where its sample starts; of a matrix, where it starts itself.
     starts: Vec<usize>,
@@ -282,5 +282,71 @@ impl Taps {
             let axes = axes.iter().zip(tap).zip(at);
             axes.into_iter().try_fold(0, |sum, ((axis, &t), &w)| Some(sum * axis.input + axis.source(w, t)?))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interpret::Program;
+    use crate::onnx::{import, text};
+
+    /// Outputs of a layer are the products of its rows with the weights of each channel, at every place.
+    fn is_its_rows(source: &str, shape: &[usize]) {
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let value = |name: &str| graph.find(name).unwrap();
+        let layer = Layer::of(&graph, graph.producer(value("y")).unwrap().0).unwrap();
+        let count: usize = shape.iter().product();
+        let x = (0..count).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect::<Vec<_>>();
+        let x = Array::new(shape, x).unwrap();
+        let program = Program::new(&graph).unwrap();
+        let found = program.values(std::slice::from_ref(&x), &[value("y")]).unwrap().remove(0).unwrap();
+        let integers = graph.constant(layer.weight.integers).unwrap().array().unwrap();
+        let weights = layer.by_channel(integers.slice::<i8>().unwrap());
+        let scales = layer.scales(&graph).unwrap();
+        let places: Vec<usize> = (0..layer.places(found.shape())).rev().collect();
+        let wanted = layer.outputs(&found, &places).unwrap();
+        let sources = layer.sources(x.shape(), &places).unwrap();
+        let (depth, per_group) = (layer.depth, layer.channels / layer.groups);
+        for group in 0..layer.groups {
+            let mut rows = vec![7.0];
+            layer.inputs(&x, &sources, (group, true), &mut rows).unwrap();
+            assert_eq!((rows[0], rows.len()), (7.0, 1 + places.len() * (depth + 1)));
+            for (row, wanted) in rows[1..].chunks(depth + 1).zip(wanted.chunks(layer.channels)) {
+                assert_eq!(row[depth], 1.0);
+                for c in group * per_group..(group + 1) * per_group {
+                    let weights = &weights[c * depth..][..depth];
+                    let sum: f32 = row.iter().zip(weights).map(|(x, &w)| x * f32::from(w) * scales[c]).sum();
+                    assert!((sum - wanted[c]).abs() < 1e-4, "{sum} is not {}", wanted[c]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn windows_of_groups_with_strides_and_padding_are_rows() {
+        is_its_rows(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+            g (float[2, 4, 5, 6] x) => (float[2, 2, 3, 3] y)
+            <int8[2, 2, 3, 2] q = {1, -2, 3, 4, -5, 6, 7, 8, -9, 10, 11, 12, 13, 14, -15, 16, 17, 18, 19, -20, 21, 22,
+             23, 24}, float[2] s = {0.1, 0.02}, int8[2] z = {0, 0}> {
+              w = DequantizeLinear <axis = 0> (q, s, z)
+              y = Conv <group = 2, strides = [2, 2], pads = [1, 0, 1, 1]> (x, w)
+            }"#,
+            &[2, 4, 5, 6],
+        );
+    }
+
+    #[test]
+    fn rows_of_a_matrix_are_rows() {
+        is_its_rows(
+            r#"<ir_version: 8, opset_import: ["" : 17]>
+            g (float[2, 3, 4] x) => (float[2, 3, 2] y)
+            <int8[4, 2] q = {1, -2, 3, 4, -5, 6, 7, 8}, float[2] s = {0.1, 0.02}, int8[2] z = {0, 0}> {
+              w = DequantizeLinear <axis = 1> (q, s, z)
+              y = MatMul (x, w)
+            }"#,
+            &[2, 3, 4],
+        );
     }
 }
