@@ -28,5 +28,6 @@ pub mod softmax;
 pub mod strided;
 pub mod sums;
 pub mod tile;
+pub mod turned;
 pub mod vector;
 pub mod window;

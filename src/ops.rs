@@ -48,6 +48,7 @@ mod elementwise;
 mod gradient;
 pub mod integer;
 pub mod operand;
+mod ready;
 pub mod slots;
 pub mod window;
 

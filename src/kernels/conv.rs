@@ -12,9 +12,10 @@ pub mod gradient;
 
 use super::depthwise::{Depthwise, Taps};
 use super::finish::Finish;
-use super::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm};
-use super::product::Ending;
+use super::gemm::{Left, Mat, MatMut, Number, Parts, Size, contract, gemm};
+use super::product::{Ending, Panels};
 use super::simd::Isa;
+use super::turned;
 use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
 use crate::error::Fault;
 use crate::ir::Limits;
@@ -130,11 +131,46 @@ pub fn conv<T: Number>(
     bias: Option<&[T]>,
 ) -> Result<Vec<T>, Fault> {
     let mut finish = Finish::new(Limits::NONE);
-    conv_finished(channels, axes, Order::Channels, x, w, Ending { bias, added: None, finish: &mut finish })
+    conv_finished(
+        channels,
+        axes,
+        Order::Channels,
+        x,
+        (w, None),
+        Ending { bias, added: None, finish: &mut finish },
+    )
+}
+
+/// Does a convolution whose weights are known ahead gain by [`lay_out`]?
+pub fn gains(channels: Channels, axes: &[Axis], order: Order) -> bool {
+    let size = Size {
+        m: channels.output,
+        n: volume(axes, |a| a.output),
+        k: channels.input * volume(axes, |a| a.kernel),
+    };
+    channels.groups == 1 && turned::pays(size, order.parts(channels, axes))
+}
+
+/// The weights as panels, for all convolutions in this order over windows of whose number [`gains`] approves.
+///
+/// # Panics
+/// Like [`conv`].
+pub fn lay_out(channels: Channels, axes: &[Axis], order: Order, w: &[f32]) -> Panels {
+    let taps = volume(axes, |a| a.kernel);
+    let depth = channels.input * taps;
+    let size = (depth, channels.output);
+    let parts = order.parts(channels, axes);
+    match order {
+        Order::Blocks if channels.input >= BLOCK => {
+            let arranged = order.arrange(w, channels.input, taps);
+            Panels::of(Mat::transposed(&arranged, depth), size, parts)
+        }
+        _ => Panels::of(Mat::transposed(w, depth), size, parts),
+    }
 }
 
 /// The same with sums in some order, and with what is done to the planes as rows while their elements are at hand.
-/// There is a bias for each channel, and something to be added for each plane.
+/// There is a bias for each channel, and something to be added for each plane. The weights may have been laid out.
 ///
 /// # Panics
 /// Like [`conv`].
@@ -143,7 +179,7 @@ pub fn conv_finished<T: Number>(
     axes: &[Axis],
     order: Order,
     x: &[T],
-    w: &[T],
+    (w, panels): (&[T], Option<&Panels>),
     end: Ending<T>,
 ) -> Result<Vec<T>, Fault> {
     let Channels { batch, groups, input, output } = channels;
@@ -164,8 +200,11 @@ pub fn conv_finished<T: Number>(
     let phases = if phased { Some(Phases::new(axes)?) } else { None };
     let mut taps: Vec<(usize, T)> =
         phases.iter().flat_map(Phases::taps).map(|&at| (at, T::default())).collect();
+    let panels = panels.filter(|p| p.fit((depth, output), parts) && gains(channels, axes, order));
     let arranged = match order {
-        Order::Blocks if input >= BLOCK && !direct => order.arrange(w, input, depth / input),
+        Order::Blocks if input >= BLOCK && !direct && panels.is_none() => {
+            order.arrange(w, input, depth / input)
+        }
         _ => Vec::new(),
     };
     let w = if arranged.is_empty() { w } else { &arranged };
@@ -193,9 +232,9 @@ pub fn conv_finished<T: Number>(
             (None, None) if direct => {
                 let size = Size { m: output, n: plane_out, k: input };
                 let (w, x) = (Mat::rows(w, input), Mat::rows(x, plane_in));
-                contract(size, w, x, MatMut::rows(y, plane_out), parts, end);
+                contract(size, (w, panels), x, MatMut::rows(y, plane_out), parts, end);
             }
-            (None, None) => gathered(axes, (input, order, parts), x, w, y, end),
+            (None, None) => gathered(axes, (input, order, parts), x, (Mat::rows(w, depth), panels), y, end),
         }
     }
     Ok(y)
@@ -229,13 +268,13 @@ fn gathered<T: Number>(
     axes: &[Axis],
     (input, order, parts): (usize, Order, Parts),
     x: &[T],
-    w: &[T],
+    w: Left<T>,
     y: &mut [T],
     mut end: Ending<T>,
 ) {
     let plane_out = volume(axes, |a| a.output);
     let depth = input * volume(axes, |a| a.kernel);
-    let width = tile_width(depth, plane_out);
+    let width = if w.1.is_some() { plane_out } else { tile_width(depth, plane_out) };
     T::scratch(depth * width, |columns| {
         for first in (0..plane_out).step_by(width) {
             let width = width.min(plane_out - first);
@@ -243,8 +282,7 @@ fn gathered<T: Number>(
             gather(axes, (input, order), x, first, width, columns);
             let size = Size { m: y.len() / plane_out, n: width, k: depth };
             let target = MatMut { data: &mut y[first..], row: plane_out, col: 1 };
-            let (w, columns) = (Mat::rows(w, depth), Mat::rows(columns, width));
-            contract(size, w, columns, target, parts, end.from(0, first));
+            contract(size, w, Mat::rows(columns, width), target, parts, end.from(0, first));
         }
     });
 }

@@ -9,9 +9,9 @@ use super::buffer;
 use super::depthwise::Depthwise;
 use super::finish::Finish;
 pub use super::product::Parts;
-use super::product::{Ending, Product, Start};
+use super::product::{Ending, Panels, Product, Start};
 use super::simd::Isa;
-use super::vector;
+use super::{turned, vector};
 
 /// A number that contractions add and multiply.
 pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
@@ -45,7 +45,7 @@ pub trait Number: Copy + Default + PartialEq + Send + Sync + 'static {
     );
 
     /// `C ← A·B` and what comes after, see [`contract`].
-    fn contract(size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts, end: Ending<Self>);
+    fn contract(size: Size, a: Left<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts, end: Ending<Self>);
 
     /// Limits elements and notes their extremes; only for `f32`, others stay as they are.
     fn finish(values: &mut [Self], finish: &mut Finish);
@@ -83,7 +83,7 @@ macro_rules! number {
         }
 
         fn contract(
-            size: Size, a: Mat<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts, end: Ending<Self>,
+            size: Size, a: Left<Self>, b: Mat<Self>, c: MatMut<Self>, parts: Parts, end: Ending<Self>,
         ) {
             $contract(size, a, b, c, parts, end);
         }
@@ -160,6 +160,9 @@ pub struct MatMut<'a, T> {
     /// Distance between columns.
     pub col: usize,
 }
+
+/// A left matrix, and the panels of its transpose if there are any: see [`turned`].
+pub type Left<'a, T> = (Mat<'a, T>, Option<&'a Panels>);
 
 impl<'a, T> Mat<'a, T> {
     /// A dense row-major matrix of this many columns.
@@ -267,8 +270,8 @@ fn plain<T: Number>(size: Size, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatM
 ///
 /// # Panics
 /// Like [`gemm`], and if rows of `C` or of what is added are not contiguous or the bias is shorter than `m`.
-pub fn contract<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, parts: Parts, end: Ending<T>) {
-    check(size, &a, &b, &c);
+pub fn contract<T: Number>(size: Size, a: Left<T>, b: Mat<T>, c: MatMut<T>, parts: Parts, end: Ending<T>) {
+    check(size, &a.0, &b, &c);
     assert!(c.col == 1, "rows of C");
     end.check(size);
     if size.m > 0 && size.n > 0 {
@@ -276,13 +279,17 @@ pub fn contract<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, parts
     }
 }
 
-fn ended<T: Number>(size: Size, a: Mat<T>, b: Mat<T>, c: MatMut<T>, parts: Parts, mut end: Ending<T>) {
+fn ended<T: Number>(size: Size, (a, _): Left<T>, b: Mat<T>, c: MatMut<T>, parts: Parts, mut end: Ending<T>) {
     let MatMut { data, row, col } = c;
     plain(size, T::ONE, a, b, T::default(), MatMut { data: &mut *data, row, col }, parts);
     (0..size.m).for_each(|i| end.row(i, 0, &mut data[i * row..][..size.n]));
 }
 
-fn finished(size: Size, a: Mat<f32>, b: Mat<f32>, mut c: MatMut<f32>, parts: Parts, mut end: Ending) {
+fn finished(size: Size, a: Left<f32>, b: Mat<f32>, mut c: MatMut<f32>, parts: Parts, mut end: Ending) {
+    let (a, panels) = a;
+    if let Some(panels) = panels.filter(|panels| panels.fit((size.k, size.m), parts)) {
+        return turned::contract(size, (a, panels), b, c, parts, end);
+    }
     if parts.line && vector::multiply(size, a, b, false, &mut c) {
         (0..size.m).for_each(|i| end.row(i, 0, &mut c.data[i * c.row..][..size.n]));
         return;

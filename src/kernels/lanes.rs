@@ -31,6 +31,10 @@ pub trait Vector: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// Every second element of `self` followed by `other`, from the first on.
     unsafe fn evens(self, other: Self) -> Self;
+    /// The same from the second on.
+    unsafe fn odds(self, other: Self) -> Self;
+    /// Has what lies there brought near the processor, if anything does.
+    unsafe fn prefetch(from: *const f32);
 }
 
 /// A loop over vectors of any kind.
@@ -154,6 +158,14 @@ impl Vector for Portable {
     unsafe fn evens(self, other: Self) -> Self {
         Self([self.0[0], self.0[2], other.0[0], other.0[2]])
     }
+
+    #[inline(always)]
+    unsafe fn odds(self, other: Self) -> Self {
+        Self([self.0[1], self.0[3], other.0[1], other.0[3]])
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
 }
 
 /// A vector type of x86-64: the functions that are one instruction, and the others.
@@ -217,6 +229,12 @@ macro_rules! x86 {
                 unsafe { $max(self, other) }
             }
 
+            #[inline(always)]
+            unsafe fn prefetch(from: *const f32) {
+                // SAFETY: it never faults.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+            }
+
             $($other)*
         }
     };
@@ -263,6 +281,15 @@ mod avx2 {
                     _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
                 }
             }
+
+            #[inline(always)]
+            unsafe fn odds(self, other: Self) -> Self {
+                // SAFETY: the caller vouches for the instructions.
+                unsafe {
+                    let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(self, other));
+                    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
+                }
+            }
         }
     }
 }
@@ -303,6 +330,15 @@ mod avx512 {
                     _mm512_permutex2var_ps(self, even, other)
                 }
             }
+
+            #[inline(always)]
+            unsafe fn odds(self, other: Self) -> Self {
+                // SAFETY: the caller vouches for the instructions.
+                unsafe {
+                    let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+                    _mm512_permutex2var_ps(self, odd, other)
+                }
+            }
         }
     }
 }
@@ -336,6 +372,7 @@ mod tests {
                 assert_eq!(read(a.max(c)), plain(&|i| x[i].max(2.5)));
                 assert_eq!(read(V::splat(f32::NAN).max(c)), plain(&|_| 2.5));
                 assert_eq!(read(a.evens(b)), plain(&|i| x[2 * i]));
+                assert_eq!(read(a.odds(b)), plain(&|i| x[2 * i + 1]));
                 for first in 0..=n {
                     for last in 0..=n {
                         let mask = V::mask(first, last);

@@ -4,12 +4,17 @@
 //! `C` a few vectors at a time. Each sum is made of [`Parts`]; a part takes its products in order with fused
 //! multiply-adds, and parts are added in order. So the bits depend on the operands alone.
 
+mod panels;
+
 use std::cell::Cell;
+
+pub use self::panels::Panels;
+use self::panels::{Place, Right};
 
 use super::finish::Finish;
 use super::gemm::{Mat, MatMut, Number, Size, check};
 use super::simd::Isa;
-use super::tile::{Block, End, Tiles, VECTORS};
+use super::tile::{Block, End, LINE, Tiles, VECTORS};
 
 /// Products of a part of a sum. The kinds are what ONNX Runtime does on one thread, so that sums have its bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,59 +58,9 @@ const ALIAS: usize = 512;
 /// Rows at this distance lie on pages of their own, of which a processor keeps few at hand.
 const FAR: usize = 512;
 /// Up to so many products, a sum takes little time, and it is best to write results in their order.
-const SHALLOW: usize = 64;
+pub(super) const SHALLOW: usize = 64;
 /// From so many rows of `A` on, `B` is read often enough for a copy of it to pay.
 const MANY_ROWS: usize = 128;
-/// From so many rows of `A` on, a copy of `B` pays that need not be made.
-const SOME_ROWS: usize = 8;
-
-/// A right matrix whose columns were copied panel by panel, for products of many rows.
-#[derive(Debug)]
-pub struct Panels {
-    copy: Vec<f32>,
-    /// Rows and columns of the matrix.
-    size: (usize, usize),
-    /// Columns of a panel.
-    panel: usize,
-    /// Products of a part of a sum.
-    part: usize,
-}
-
-impl Panels {
-    /// Do panels that are there already save time in a product of this size?
-    pub fn pay(b: &Mat<f32>, Size { m, n, k }: Size) -> bool {
-        n > 0 && k > SHALLOW && m >= SOME_ROWS || m > 1 && b.col != 1
-    }
-
-    /// Copies a matrix of so many rows and columns, whose products have sums in these parts.
-    ///
-    /// # Panics
-    /// If it does not fit its slice.
-    pub fn of(b: Mat<f32>, (k, n): (usize, usize), parts: Parts) -> Self {
-        assert!(b.fits(k, n), "B does not fit its slice");
-        let (panel, part) = (VECTORS * Tiles::of(Isa::detect()).lanes, parts.products);
-        let padded = n.next_multiple_of(panel);
-        let mut copied = vec![0.0; k * padded];
-        for first in (0..k).step_by(part) {
-            let depth = part.min(k - first);
-            copy(
-                b,
-                panel,
-                Place { part: first, depth, first: 0, width: n },
-                &mut copied[first * padded..][..depth * padded],
-            );
-        }
-        Self { copy: copied, size: (k, n), panel, part }
-    }
-
-    /// The columns of a part from the first one of a panel on.
-    fn right(&self, place: Place) -> Right<'_> {
-        let padded = self.size.1.next_multiple_of(self.panel);
-        let panel = place.depth * self.panel;
-        let data = &self.copy[place.part * padded + place.first / self.panel * panel..];
-        Right { data, row: self.panel, panel }
-    }
-}
 
 /// Is the matrix read where it lies? Its rows must be contiguous and, if they are read often, not far apart.
 fn lies(b: &Mat<f32>, m: usize, k: usize) -> bool {
@@ -231,8 +186,7 @@ impl Product<'_> {
         let panel = VECTORS * tiles.lanes;
         let widest = (CACHED / (m + k).max(1)).max(2 * panel);
         let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-        let own = |p: &&Panels| p.size == (k, n) && p.part == parts.products && p.panel == panel;
-        let panels = panels.filter(own);
+        let panels = panels.filter(|panels| isa >= Isa::detect() && panels.fit((k, n), parts));
         let mut walk = Walk { tiles, size, part: parts.products, alpha, a, b, c, start, panels };
         let mut first = 0;
         while first < n {
@@ -272,13 +226,13 @@ impl Walk<'_> {
                 continue;
             }
             if lies {
-                self.tiles(place, Right { data: &data[part * row + first..], row, panel: self.panel() }, end);
+                self.tiles(place, Right { data: &data[part * row + first..], row, panel: None }, end);
                 continue;
             }
             let room = place.depth * width.next_multiple_of(self.panel());
             scratch(room, |copy| {
-                self::copy(self.b, self.panel(), place, copy);
-                let b = Right { data: copy, row: self.panel(), panel: place.depth * self.panel() };
+                panels::copy(self.b, self.panel(), place, copy);
+                let b = Right { data: copy, row: self.panel(), panel: Some(place.depth * self.panel()) };
                 self.tiles(place, b, end);
             });
         }
@@ -291,35 +245,46 @@ impl Walk<'_> {
 
     /// The tiles of some columns.
     fn tiles(&mut self, place: Place, b: Right, end: &mut Option<Ending>) {
-        let (m, most) = (self.size.m, self.tiles.loops.len());
-        let panels = place.width.div_ceil(self.panel());
-        let mut tile = |i: usize, panel: usize| {
-            let rows = most.min(m - i);
+        let (m, lanes) = (self.size.m, self.tiles.lanes);
+        // Tiles of about the same size: a narrow or a low one takes as long as others.
+        let (heights, panels) = (m.div_ceil(self.tiles.loops.len()), place.width.div_ceil(self.panel()));
+        let (rows, vectors) = (Shares::of(m, heights), Shares::of(place.width.div_ceil(lanes), panels));
+        let column = |panel: usize| match b.panel {
+            Some(_) => panel * VECTORS * lanes,
+            None => vectors.before(panel) * lanes,
+        };
+        let mut tile = |(i, below): (usize, usize), panel: usize| {
+            let (at, next) = (column(panel), column(panel + 1).min(place.width));
             let end = end.as_mut().filter(|_| place.part + place.depth == self.size.k);
             let end = end.map(|end| {
-                let added = end.added.map(|added| {
-                    let j = place.first + panel * VECTORS * self.tiles.lanes;
-                    (added.data[i * added.row + j..].as_ptr(), added.row)
-                });
-                End { bias: end.bias.map(|b| &b[i..i + rows]), added, finish: end.finish }
+                let added = end
+                    .added
+                    .map(|added| (added.data[i * added.row + place.first + at..].as_ptr(), added.row));
+                End { bias: end.bias.map(|b| &b[i..below]), added, finish: end.finish }
             });
-            self.tile(place, (i, rows), panel, b, end);
+            let b = Right { data: &b.data[b.panel.map_or(at, |distance| panel * distance)..], ..b };
+            // While a panel is multiplied with all rows, the one behind it is brought near.
+            let ahead = b.panel.map(|distance| distance + i * distance / m);
+            self.tile(place, (i, below - i), (at, next - at), (b, ahead), end);
         };
         // What is read again and again, or written, is to lie together.
         if place.depth <= SHALLOW {
-            (0..m).step_by(most).for_each(|i| (0..panels).for_each(|panel| tile(i, panel)));
+            rows.each().for_each(|rows| (0..panels).for_each(|panel| tile(rows, panel)));
         } else {
-            (0..panels).for_each(|panel| (0..m).step_by(most).for_each(|i| tile(i, panel)));
+            (0..panels).for_each(|panel| rows.each().for_each(|rows| tile(rows, panel)));
         }
     }
 
-    /// One tile of `rows` rows from `i` on.
-    fn tile(&mut self, place: Place, (i, rows): (usize, usize), panel: usize, b: Right, end: Option<End>) {
-        let lanes = self.tiles.lanes;
-        let Place { part, depth, first, width } = place;
-        let at = panel * self.panel();
-        let (j, columns) = (first + at, self.panel().min(width - at));
-        let (b, b_row) = (&b.data[panel * b.panel..], b.row);
+    /// One tile of `rows` rows from `i` on and so many columns from one on, those of `b`.
+    fn tile(
+        &mut self,
+        Place { part, depth, first, .. }: Place,
+        (i, rows): (usize, usize),
+        (at, columns): (usize, usize),
+        (Right { data: b, row: b_row, .. }, ahead): (Right, Option<usize>),
+        end: Option<End>,
+    ) {
+        let (lanes, j) = (self.tiles.lanes, first + at);
         let vectors = columns.div_ceil(lanes);
         let last = columns - (vectors - 1) * lanes;
         let run = self.tiles.loops[rows - 1][vectors - 1][usize::from(last < lanes)];
@@ -340,6 +305,7 @@ impl Walk<'_> {
             a_col: self.a.col,
             b: b.as_ptr(),
             b_row,
+            next: ahead.map_or((b.as_ptr(), 0), |ahead| (b.as_ptr().wrapping_add(ahead), LINE)),
             last,
             c: c.as_mut_ptr(),
             c_row: self.c.row,
@@ -360,60 +326,33 @@ impl Walk<'_> {
     }
 }
 
-/// Copies columns of a part of `B` panel by panel.
-fn copy(
-    Mat { data, row, col }: Mat<f32>,
-    panel: usize,
-    Place { part, depth, first, width }: Place,
-    copy: &mut [f32],
-) {
-    let panels = copy.chunks_exact_mut(depth * panel).enumerate();
-    let panels = panels.map(|(i, copy)| (first + i * panel, panel.min(width - i * panel), copy));
-    if col == 1 {
-        let mut panels: Vec<_> = panels.collect();
-        for k in 0..depth {
-            let line = &data[(part + k) * row..];
-            for (j, columns, copy) in &mut panels {
-                copy[k * panel..][..*columns].copy_from_slice(&line[*j..][..*columns]);
-            }
-        }
-        return;
-    }
-    for (j, columns, copy) in panels {
-        if row == 1 {
-            for c in 0..columns {
-                let column = &data[(j + c) * col + part..][..depth];
-                copy[c..].iter_mut().step_by(panel).zip(column).for_each(|(to, from)| *to = *from);
-            }
-            continue;
-        }
-        for (k, line) in copy.chunks_exact_mut(panel).enumerate() {
-            let source = data[(part + k) * row + j * col..].iter().step_by(col.max(1));
-            line[..columns].iter_mut().zip(source).for_each(|(to, from)| *to = *from);
-        }
-    }
+/// Things dealt out in shares that differ by one at most. Each is asked for often, so that divisions would show.
+#[derive(Clone, Copy)]
+struct Shares {
+    count: usize,
+    least: usize,
+    larger: usize,
 }
 
-/// Some columns and a part of their sums.
-#[derive(Clone, Copy)]
-struct Place {
-    part: usize,
-    depth: usize,
-    first: usize,
-    width: usize,
-}
+impl Shares {
+    fn of(things: usize, count: usize) -> Self {
+        Self { count, least: things / count.max(1), larger: things % count.max(1) }
+    }
 
-/// These columns of `B`: their first element, and the distances between rows and panels.
-#[derive(Clone, Copy)]
-struct Right<'a> {
-    data: &'a [f32],
-    row: usize,
-    panel: usize,
+    /// Where each begins and ends.
+    fn each(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.count).map(move |share| (self.before(share), self.before(share + 1)))
+    }
+
+    /// How many lie in the first shares.
+    fn before(self, shares: usize) -> usize {
+        shares * self.least + shares.min(self.larger)
+    }
 }
 
 /// Lends a buffer of this many elements of any content, which its thread keeps for the next time. It is one of its
 /// own, as who multiplies may hold that of [`Number::scratch`](super::gemm::Number::scratch).
-fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(super) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local!(static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
     let mut buffer = BUFFER.take();
     if buffer.len() < len {

@@ -9,6 +9,8 @@ use super::simd::Isa;
 
 /// Vectors of columns in a tile.
 pub const VECTORS: usize = 3;
+/// Elements of a line of the cache.
+pub const LINE: usize = 16;
 /// Rows of the largest tile.
 pub const ROWS: usize = 8;
 
@@ -27,6 +29,8 @@ pub struct Block {
     pub b: *const f32,
     /// Distance between rows of `B`.
     pub b_row: usize,
+    /// What is fetched ahead while a sum gets its products, and the distance between two places. It need not be there.
+    pub next: (*const f32, usize),
     /// Columns in the last vector.
     pub last: usize,
     /// First element of `C`, whose rows are contiguous.
@@ -83,7 +87,7 @@ impl Tiles {
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
 unsafe fn tile<V: Vector, const R: usize, const N: usize, const PART: bool>(block: &Block, end: Option<End>) {
-    let &Block { depth, a, a_row, a_col, b, b_row, last, c, c_row, old, scale } = block;
+    let &Block { depth, a, a_row, a_col, b, b_row, next, last, c, c_row, old, scale } = block;
     // Offsets lie inside of slices, so they do not overflow; a check in each would keep the loops from being
     // unrolled, and sums that are not unrolled do not stay in registers. Hence wrapping operations, and ranges in
     // place of iterators; and no closure loads or computes, as it might be compiled without the instructions.
@@ -94,7 +98,7 @@ unsafe fn tile<V: Vector, const R: usize, const N: usize, const PART: bool>(bloc
     unsafe {
         let mask = V::mask(0, last);
         let mut sums = [[V::splat(0.0); N]; R];
-        let (mut a, mut b) = (a, b);
+        let (mut a, mut b, (mut next, step)) = (a, b, next);
         for _ in 0..depth {
             let mut columns = [V::splat(0.0); N];
             for j in 0..N {
@@ -107,7 +111,8 @@ unsafe fn tile<V: Vector, const R: usize, const N: usize, const PART: bool>(bloc
                     sums[i][j] = sums[i][j].fma(x, columns[j]);
                 }
             }
-            (a, b) = (a.wrapping_add(a_col), b.wrapping_add(b_row));
+            V::prefetch(next);
+            (a, b, next) = (a.wrapping_add(a_col), b.wrapping_add(b_row), next.wrapping_add(step));
         }
         if scale != 1.0 {
             let scale = V::splat(scale);

@@ -9,6 +9,7 @@ mod gradient;
 use std::sync::Arc;
 
 use super::operand::{Real, elements, in_reals};
+use super::ready::Ready;
 use super::slots::{known, optional, required};
 use super::window::{AutoPad, Window, extents};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
@@ -16,7 +17,7 @@ use crate::error::Fault;
 use crate::fail;
 use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{After, Array, Dim, Extent, Limits, TensorType, element_count};
-use crate::kernels::conv::{Channels, Order, conv_finished, conv_transpose};
+use crate::kernels::conv::{Channels, Order, conv_finished, conv_transpose, gains, lay_out};
 use crate::kernels::finish::Finish;
 use crate::kernels::gemm::{Mat, Number};
 use crate::kernels::product::Ending;
@@ -42,6 +43,7 @@ pub struct Conv {
     pub group: usize,
     /// How its sums are ordered.
     pub order: Order,
+    ready: Option<Arc<Ready>>,
 }
 
 fn read_group(attrs: &mut Attrs) -> Result<usize, Fault> {
@@ -52,7 +54,7 @@ fn read_group(attrs: &mut Attrs) -> Result<usize, Fault> {
 impl Conv {
     /// Reads the attributes.
     pub fn read(attrs: &mut Attrs) -> Result<Self, Fault> {
-        Ok(Self { window: Window::read(attrs)?, group: read_group(attrs)?, order: Order::Channels })
+        Ok(Self { window: Window::read(attrs)?, group: read_group(attrs)?, order: Order::Channels, ready: None })
     }
 
     /// Checks the shapes of `X` and `W` against each other; returns the extents, the axes and the output's shape.
@@ -157,7 +159,7 @@ impl Convolution for Conv {
         let (channels, axes, shape) = self.place(x_shape, w_shape)?;
         check_bias(bias, w_shape.first())?;
         let end = Ending { bias, added: None, finish: &mut Finish::new(Limits::NONE) };
-        Ok((conv_finished(channels, &axes, self.order, x, w, end)?, shape))
+        Ok((conv_finished(channels, &axes, self.order, x, (w, None), end)?, shape))
     }
 }
 
@@ -177,6 +179,10 @@ impl Op for Conv {
         let blocks = w.is_some_and(|w| Order::has_blocks(w.shape(), self.group));
         let order = if blocks { Order::Blocks } else { Order::Fours };
         Some(Arc::new(Self { order, ..self.clone() }))
+    }
+
+    fn with_constants(&self, constants: &[Option<&Array>]) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?, 3)?), ..self.clone() }))
     }
 
     fn finishes(&self) -> bool {
@@ -202,7 +208,10 @@ impl Op for Conv {
             check_bias(bias, w.1.first())?;
             let mut finish = Finish::new(after.limits);
             let end = Ending { bias, added, finish: &mut finish };
-            let y = conv_finished(channels, &axes, self.order, x.0, w.0, end)?;
+            let ready = self.ready.as_ref().filter(|_| gains(channels, &axes, self.order));
+            let panels = || lay_out(channels, &axes, self.order, w.0);
+            let panels = ready.and_then(|ready| ready.panels(w.0, panels));
+            let y = conv_finished(channels, &axes, self.order, x.0, (w.0, panels), end)?;
             Ok((Array::new(&shape, y)?, finish.extent()))
         };
         Some(compute())

@@ -3,13 +3,12 @@
 
 mod batches;
 mod gradient;
-mod ready;
 
 use std::sync::Arc;
 
 pub(super) use self::batches::Batches;
-use self::ready::Ready;
 use super::operand::{added, elements};
+use super::ready::Ready;
 use super::slots::{known, optional, required};
 use super::{Attrs, Fact, ONNX, Op, OpDef, Rule, Runtime, integer, Gradient};
 use crate::error::Fault;
@@ -18,7 +17,7 @@ use crate::ir::integer::{Kernel, Unit};
 use crate::ir::{After, Array, Dim, Element, Extent, Limits, Nd, TensorType, element_count};
 use crate::kernels::finish::Finish;
 use crate::kernels::gemm::{Mat, MatMut, Number, Parts, Size, contract, gemm_in_parts};
-use crate::kernels::product::{Ending, Product, Start};
+use crate::kernels::product::{Ending, Panels, Product, Start};
 use crate::kernels::simd::Isa;
 
 /// The operators of this family.
@@ -204,7 +203,7 @@ impl Op for Gemm {
     }
 
     fn with_constants(&self, constants: &[Option<&Array>]) -> Option<Arc<dyn Op>> {
-        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?)?), ..self.clone() }))
+        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?, 2)?), ..self.clone() }))
     }
 
     fn finishes(&self) -> bool {
@@ -220,7 +219,9 @@ impl Op for Gemm {
             let mut finish = Finish::new(after.limits);
             let end = Some(Ending { bias: None, added, finish: &mut finish });
             let (alpha, c) = (self.alpha, MatMut::rows(&mut y, size.n));
-            let panels = self.ready.as_ref().and_then(|ready| ready.panels(b, size, parts));
+            let ready = self.ready.as_ref().filter(|_| Panels::pay(&b, size));
+            let panels = || Panels::of(b, (size.k, size.n), parts);
+            let panels = ready.and_then(|ready| ready.panels(b.data, panels));
             Product { size, alpha, a, b, start, c, parts, end, panels }.compute(Isa::detect());
             Ok((Array::new(&[size.m, size.n], y)?, finish.extent()))
         };
@@ -307,7 +308,7 @@ impl MatMul {
         batches.each(|i, j| {
             let Some((at, y)) = results.next() else { return };
             let (a, b) = (Mat::rows(&a[i * m * k..][..m * k], k), Mat::rows(&b[j * k * n..][..k * n], n));
-            contract(size, a, b, MatMut::rows(y, n), parts, end.from(at * m, 0));
+            contract(size, (a, None), b, MatMut::rows(y, n), parts, end.from(at * m, 0));
         });
         drop(results);
         Ok((y, batches.shape))
@@ -363,7 +364,7 @@ impl Op for MatMul {
     }
 
     fn with_constants(&self, constants: &[Option<&Array>]) -> Option<Arc<dyn Op>> {
-        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?)?), ..self.clone() }))
+        Some(Arc::new(Self { ready: Some(Ready::of(*constants.get(1)?, 2)?), ..self.clone() }))
     }
 
     fn finishes(&self) -> bool {
@@ -380,9 +381,11 @@ impl Op for MatMul {
             None => None,
         };
         let parts = self.parts(size, b.1);
-        let panels = self.ready.as_ref().filter(|_| batch.is_empty() && !parts.line);
-        let panels = panels.and_then(|ready| ready.panels(Mat::rows(b.0, size.n), size, parts));
-        let Some(panels) = panels else {
+        let right = Mat::rows(b.0, size.n);
+        let pay = batch.is_empty() && !parts.line && Panels::pay(&right, size);
+        let panels = || Panels::of(right, (size.k, size.n), parts);
+        let ready = self.ready.as_ref().filter(|_| pay);
+        let Some(panels) = ready.and_then(|ready| ready.panels(b.0, panels)) else {
             let found = self.compute_finished(a, b, (added, &mut finish));
             return Some(found.and_then(|(y, shape)| Ok((Array::new(&shape, y)?, finish.extent()))));
         };
@@ -464,7 +467,7 @@ mod tests {
             let beta = if addend == 4 { 0.5 } else { 1.0 };
             let mut gemm = Gemm { alpha: alpha.into(), beta, trans_a, trans_b, right, ready: None };
             if constant {
-                gemm.ready = Ready::of(inputs[1].as_ref());
+                gemm.ready = Ready::of(inputs[1].as_ref(), 2);
             }
             inputs.push(match addend {
                 0 => None,

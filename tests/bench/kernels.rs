@@ -12,7 +12,7 @@ use std::time::Instant;
 use qonnx::calibrate::histogram::Histogram;
 use qonnx::interpret::{Numerics, Program};
 use qonnx::ir::{Array, Limits};
-use qonnx::kernels::conv::{Channels, Order, conv_finished};
+use qonnx::kernels::conv::{Channels, Order, conv_finished, gains, lay_out};
 use qonnx::kernels::finish::{self, Finish};
 use qonnx::kernels::gemm::{Mat, MatMut, Size, gemm};
 use qonnx::kernels::product::Ending;
@@ -149,10 +149,13 @@ fn convolution(
     let (x, w) = (numbers(groups * input * side * side), numbers(groups * output * input * kernel * kernel));
     let bias = numbers(groups * output);
     let work = 2 * groups * output * input * kernel * kernel * axis.output * axis.output;
+    let (axes, order) = ([axis, axis], Order::Channels);
+    // As in a program, whose weights are constants.
+    let panels = gains(channels, &axes, order).then(|| lay_out(channels, &axes, order, &w));
     let run = move || {
         let mut finish = Finish::new(Limits { low: 0.0, high: 6.0 });
         let end = Ending { bias: Some(&bias), added: None, finish: &mut finish };
-        let y = conv_finished(channels, &[axis, axis], Order::Channels, black_box(&x), &w, end);
+        let y = conv_finished(channels, &axes, order, black_box(&x), (&w, panels.as_ref()), end);
         drop(black_box(y));
     };
     Kernel {

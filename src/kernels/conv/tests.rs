@@ -147,12 +147,38 @@ proptest! {
         let bias: Vec<f32> = (13..13 + output).map(number).collect();
         let mut finish = Finish::new(Limits::NONE);
         let end = Ending { bias: Some(&bias), added: None, finish: &mut finish };
-        let y = conv_finished(ch, &axes, Order::Blocks, &x, &w, end).unwrap();
+        let y = conv_finished(ch, &axes, Order::Blocks, &x, (&w, None), end).unwrap();
         let outputs: Vec<usize> = axes.iter().map(|a| a.output).collect();
         for (m, y) in y.chunks_exact(plane).enumerate() {
             for (window, &y) in indices(&outputs).iter().zip(y) {
                 prop_assert_eq!(y, in_blocks(ch, &axes, &x, &w[m * depth..][..depth], window, bias[m]));
             }
+        }
+    }
+}
+
+#[test]
+fn weights_that_were_laid_out_give_the_same_bits() {
+    let axis = |n, k, s| Axis::new(n, k, s, 1, Padding::SameUpper, false).unwrap();
+    for (input, output, axes) in
+        [(24, 40, [axis(7, 3, 1), axis(5, 3, 2)]), (200, 19, [axis(9, 1, 1), axis(6, 1, 1)])]
+    {
+        let ch = Channels { batch: 2, groups: 1, input, output };
+        let number = |i: usize| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0;
+        let x: Vec<f32> = (0..2 * input * volume(&axes, |a| a.input)).map(number).collect();
+        let w: Vec<f32> = (7..7 + output * input * volume(&axes, |a| a.kernel)).map(number).collect();
+        let (bias, added) = (vec![0.5; output], vec![0.25; 2 * output * volume(&axes, |a| a.output)]);
+        for order in [Order::Channels, Order::Fours, Order::Blocks] {
+            assert!(gains(ch, &axes, order));
+            let panels = lay_out(ch, &axes, order, &w);
+            let found = [None, Some(&panels)].map(|panels| {
+                let mut finish = Finish::new(Limits { low: -1.0, high: 4.0 });
+                let added = Some(Mat::rows(&added, volume(&axes, |a| a.output)));
+                let end = Ending { bias: Some(&bias), added, finish: &mut finish };
+                let y = conv_finished(ch, &axes, order, &x, (&w, panels), end).unwrap();
+                (y, finish.extent())
+            });
+            assert_eq!(found[0], found[1], "{order:?}");
         }
     }
 }
