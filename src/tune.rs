@@ -54,7 +54,9 @@ pub struct Step {
 /// What the outputs should be, to judge quantized graphs by.
 pub struct Judge<'a> {
     samples: &'a Samples,
+    /// What is judged, and behind it the outputs, in case a graph has nothing of that.
     parts: Vec<ValueId>,
+    judged: usize,
     /// Their names: the id of a part that a graph no longer has may be another value's there.
     names: Vec<String>,
     /// Index of a sample and the parts of the outputs there.
@@ -71,11 +73,13 @@ impl<'a> Judge<'a> {
 
     /// Runs the float graph on the samples with these indices.
     pub fn on(reference: &Graph, samples: &'a Samples, indices: &[usize]) -> Result<Self, Error> {
-        let (program, parts) = (Program::new(reference)?, judged(reference));
+        let (program, mut parts) = (Program::new(reference)?, judged(reference));
+        let judged = parts.len();
+        parts.extend(&reference.outputs);
         let wanted =
             indices.par_iter().map(|&index| Ok((index, program.values(&samples.load(index)?, &parts)?)));
         let names = parts.iter().map(|&v| reference.name(v).to_string()).collect();
-        Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts, names })
+        Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts, judged, names })
     }
 
     /// Noise over signal at the outputs of a graph that was made from the float graph.
@@ -83,7 +87,10 @@ impl<'a> Judge<'a> {
         // A part that the integer graph no longer has is not judged.
         let has =
             |&i: &usize| quantized.has_value(self.parts[i]) && quantized.name(self.parts[i]) == self.names[i];
-        let here: Vec<usize> = (0..self.parts.len()).filter(has).collect();
+        let mut here: Vec<usize> = (0..self.judged).filter(has).collect();
+        if here.is_empty() {
+            here = (self.judged..self.parts.len()).filter(has).collect();
+        }
         let parts: Vec<ValueId> = here.iter().map(|&i| self.parts[i]).collect();
         // On integers, as it will run, unless a part then lies inside of an operator.
         let mut program = Program::with_numerics(quantized, Numerics::Ort)?;

@@ -3,6 +3,10 @@
 //! A detector that returns boxes in pixels and scores below one in the same tensor would be judged by its boxes alone if
 //! noise over signal were taken of the tensor. Such outputs are made by Concat: each part that went into it is judged by
 //! itself, and the mean of them all is the verdict.
+//!
+//! Probabilities that Softmax makes are judged by what it read. Their noise is that of the few rows where two classes are
+//! about as likely, of which some dozen samples hold too few to tell one way to quantize from another; the noise of
+//! the logits, which decides such rows, is much the same in all of them.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +26,7 @@ const PASSING: &[&str] = &[
     "Unsqueeze",
 ];
 
-/// The values by which the outputs are judged: each output, or what was joined to make it.
+/// The values by which the outputs are judged: each output, or what was joined to make it, or the logits behind it.
 pub fn judged(graph: &Graph) -> Vec<ValueId> {
     let mut parts = BTreeSet::new();
     for &output in &graph.outputs {
@@ -33,7 +37,24 @@ pub fn judged(graph: &Graph) -> Vec<ValueId> {
             joined.into_iter().all(|v| parts.insert(v))
         };
     }
+    let parts: BTreeSet<ValueId> =
+        parts.into_iter().map(|part| logits(graph, part).unwrap_or(part)).collect();
     parts.into_iter().collect()
+}
+
+/// What Softmax read to make the value, perhaps in another shape.
+fn logits(graph: &Graph, mut value: ValueId) -> Option<ValueId> {
+    loop {
+        let (producer, _) = graph.producer(value)?;
+        let node = graph.node(producer);
+        let read = graph.input(producer, 0)?;
+        if node.is("Softmax") {
+            // What is given cannot become worse.
+            return Some(read).filter(|&read| graph.producer(read).is_some());
+        }
+        let passes = PASSING.iter().any(|op| node.is(op)) && !node.is("Concat");
+        value = Some(read).filter(|_| passes)?;
+    }
 }
 
 /// What was joined to make the value; nothing if no Concat stands between it and the arithmetic.
@@ -124,6 +145,21 @@ mod tests {
         let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
         let names: Vec<&str> = judged(&graph).into_iter().map(|v| graph.name(v)).collect();
         assert_eq!(names.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["boxes", "scores", "w"]));
+    }
+
+    #[test]
+    fn probabilities_are_judged_by_their_logits() {
+        let source = r#"<ir_version: 8, opset_import: ["" : 17]>
+            g (float[2,4] x, float[2,4] s, int64[1] n) => (float[8] y, float[2,4] w, float[2,4] v) {
+              z = Neg (x)
+              p = Softmax <axis = 1> (z)
+              y = Reshape (p, n)
+              w = Sigmoid (s)
+              v = Softmax <axis = 1> (s)
+            }"#;
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let names: BTreeSet<&str> = judged(&graph).into_iter().map(|v| graph.name(v)).collect();
+        assert_eq!(names, BTreeSet::from(["v", "w", "z"]));
     }
 
     #[test]
