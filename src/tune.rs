@@ -21,7 +21,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use self::distance::{Distance, judged, mean_ratio};
+use self::distance::{Distance, Part, judged, mean_ratio};
 use crate::calibrate::read::Samples;
 use crate::error::Error;
 use crate::interpret::{Numerics, Program};
@@ -55,7 +55,7 @@ pub struct Step {
 pub struct Judge<'a> {
     samples: &'a Samples,
     /// What is judged, and behind it the outputs, in case a graph has nothing of that.
-    parts: Vec<ValueId>,
+    parts: Vec<Part>,
     judged: usize,
     /// Their names: the id of a part that a graph no longer has may be another value's there.
     names: Vec<String>,
@@ -75,23 +75,26 @@ impl<'a> Judge<'a> {
     pub fn on(reference: &Graph, samples: &'a Samples, indices: &[usize]) -> Result<Self, Error> {
         let (program, mut parts) = (Program::new(reference)?, judged(reference));
         let judged = parts.len();
-        parts.extend(&reference.outputs);
+        parts.extend(reference.outputs.iter().map(|&output| Part::output(output)));
+        let values: Vec<ValueId> = parts.iter().map(|part| part.value).collect();
         let wanted =
-            indices.par_iter().map(|&index| Ok((index, program.values(&samples.load(index)?, &parts)?)));
-        let names = parts.iter().map(|&v| reference.name(v).to_string()).collect();
+            indices.par_iter().map(|&index| Ok((index, program.values(&samples.load(index)?, &values)?)));
+        let names = values.iter().map(|&v| reference.name(v).to_string()).collect();
         Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts, judged, names })
     }
 
     /// Noise over signal at the outputs of a graph that was made from the float graph.
     pub fn noise(&self, quantized: &Graph) -> Result<f64, Error> {
         // A part that the integer graph no longer has is not judged.
-        let has =
-            |&i: &usize| quantized.has_value(self.parts[i]) && quantized.name(self.parts[i]) == self.names[i];
+        let has = |&i: &usize| {
+            let part = self.parts[i].value;
+            quantized.has_value(part) && quantized.name(part) == self.names[i]
+        };
         let mut here: Vec<usize> = (0..self.judged).filter(has).collect();
         if here.is_empty() {
             here = (self.judged..self.parts.len()).filter(has).collect();
         }
-        let parts: Vec<ValueId> = here.iter().map(|&i| self.parts[i]).collect();
+        let parts: Vec<ValueId> = here.iter().map(|&i| self.parts[i].value).collect();
         // On integers, as it will run, unless a part then lies inside of an operator.
         let mut program = Program::with_numerics(quantized, Numerics::Ort)?;
         if !parts.iter().all(|&part| program.shows(part)) {
@@ -101,7 +104,7 @@ impl<'a> Judge<'a> {
             let found = program.values(&self.samples.load(*index)?, &parts)?;
             let mut distances = vec![Distance::default(); parts.len()];
             for ((distance, &part), found) in distances.iter_mut().zip(&here).zip(&found) {
-                wanted[part].iter().for_each(|w| distance.add(w, found.as_ref()));
+                wanted[part].iter().for_each(|w| distance.add(&self.parts[part], w, found.as_ref()));
             }
             Ok(distances)
         };

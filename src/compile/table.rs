@@ -75,7 +75,7 @@ pub struct Shard {
 /// The values of a graph whose distribution compile may ask for.
 pub fn interesting(graph: &Graph) -> Vec<ValueId> {
     let mut values = watched(graph);
-    values.extend(judged(graph));
+    values.extend(judged(graph).into_iter().map(|part| part.value));
     values
 }
 

@@ -53,7 +53,7 @@ impl Softmax {
     }
 
     /// The extents before, along and after the distribution.
-    pub(super) fn extents(&self, shape: &[usize]) -> Result<(usize, usize, usize), Fault> {
+    pub fn extents(&self, shape: &[usize]) -> Result<(usize, usize, usize), Fault> {
         if self.flatten && self.axis == shape.len() as i64 {
             return Ok((shape.iter().product(), 1, 1));
         }

@@ -6,11 +6,15 @@
 //!
 //! Probabilities that Softmax makes are judged by what it read. Their noise is that of the few rows where two classes are
 //! about as likely, of which some dozen samples hold too few to tell one way to quantize from another; the noise of
-//! the logits, which decides such rows, is much the same in all of them.
+//! the logits, which decides such rows, is much the same in all of them. What all logits of a row have in common counts
+//! for nothing, as it does for Softmax.
 
-use std::collections::BTreeSet;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::ir::{Array, Graph, ValueId};
+use crate::ir::{Array, Graph, Op, ValueId};
+use crate::ops::softmax::Softmax;
 
 /// Operators that pass on what they read, whole or in part, in another order or shape.
 const PASSING: &[&str] = &[
@@ -26,8 +30,30 @@ const PASSING: &[&str] = &[
     "Unsqueeze",
 ];
 
+/// A value by which outputs are judged.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The value.
+    pub value: ValueId,
+    /// What makes probabilities of it.
+    softmax: Option<Arc<dyn Op>>,
+}
+
+impl Part {
+    /// An output as it is.
+    pub fn output(value: ValueId) -> Self {
+        Self { value, softmax: None }
+    }
+
+    /// The extents before, along and after each row of logits; none if it has none.
+    fn rows(&self, shape: &[usize]) -> Option<(usize, usize, usize)> {
+        let op: &dyn Any = self.softmax.as_deref()?;
+        op.downcast_ref::<Softmax>()?.extents(shape).ok()
+    }
+}
+
 /// The values by which the outputs are judged: each output, or what was joined to make it, or the logits behind it.
-pub fn judged(graph: &Graph) -> Vec<ValueId> {
+pub fn judged(graph: &Graph) -> Vec<Part> {
     let mut parts = BTreeSet::new();
     for &output in &graph.outputs {
         let joined = joined(graph, output);
@@ -37,20 +63,21 @@ pub fn judged(graph: &Graph) -> Vec<ValueId> {
             joined.into_iter().all(|v| parts.insert(v))
         };
     }
-    let parts: BTreeSet<ValueId> =
-        parts.into_iter().map(|part| logits(graph, part).unwrap_or(part)).collect();
-    parts.into_iter().collect()
+    let parts = parts.into_iter().map(|part| logits(graph, part).unwrap_or(Part::output(part)));
+    let parts: BTreeMap<ValueId, Part> = parts.map(|part| (part.value, part)).collect();
+    parts.into_values().collect()
 }
 
 /// What Softmax read to make the value, perhaps in another shape.
-fn logits(graph: &Graph, mut value: ValueId) -> Option<ValueId> {
+fn logits(graph: &Graph, mut value: ValueId) -> Option<Part> {
     loop {
         let (producer, _) = graph.producer(value)?;
         let node = graph.node(producer);
         let read = graph.input(producer, 0)?;
         if node.is("Softmax") {
             // What is given cannot become worse.
-            return Some(read).filter(|&read| graph.producer(read).is_some());
+            graph.producer(read)?;
+            return Some(Part { value: read, softmax: node.op.clone() });
         }
         let passes = PASSING.iter().any(|op| node.is(op)) && !node.is("Concat");
         value = Some(read).filter(|_| passes)?;
@@ -91,20 +118,40 @@ pub struct Distance {
 }
 
 impl Distance {
-    /// Takes in one more tensor beside what it should be. Anything that cannot be compared counts as all noise; what is
-    /// infinite or not a number in the reference is no signal and cannot be missed.
-    pub fn add(&mut self, reference: &Array, found: Option<&Array>) {
+    /// Takes in one more tensor of a part beside what it should be. Anything that cannot be compared counts as all noise;
+    /// what is infinite or not a number in the reference is no signal and cannot be missed.
+    pub fn add(&mut self, part: &Part, reference: &Array, found: Option<&Array>) {
         let Array::F32(wanted) = reference else { return };
         let found = match found {
             Some(Array::F32(f)) if f.shape() == wanted.shape() => f.as_slice(),
             _ => None,
         };
-        let square = |x: f32| f64::from(x) * f64::from(x);
-        for (i, &x) in wanted.as_slice().unwrap_or_default().iter().enumerate().filter(|(_, x)| x.is_finite())
-        {
+        let values = wanted.as_slice().unwrap_or_default();
+        let both = |i: usize| {
+            let x = values[i];
             let missed = found.map_or(x, |f| x - f[i]);
-            self.noise += square(if missed.is_finite() { missed } else { f32::MAX });
-            self.signal += square(x);
+            let pair = (f64::from(x), f64::from(if missed.is_finite() { missed } else { f32::MAX }));
+            x.is_finite().then_some(pair)
+        };
+        let Some((outer, n, inner)) = part.rows(wanted.shape()) else {
+            for (x, missed) in (0..values.len()).filter_map(both) {
+                self.signal += x * x;
+                self.noise += missed * missed;
+            }
+            return;
+        };
+        for row in 0..outer * inner {
+            let place = |i: usize| (row / inner * n + i) * inner + row % inner;
+            let (mut count, mut sums, mut squares) = (0.0, (0.0, 0.0), (0.0, 0.0));
+            for (x, missed) in (0..n).filter_map(|i| both(place(i))) {
+                count += 1.0;
+                sums = (sums.0 + x, sums.1 + missed);
+                squares = (squares.0 + x * x, squares.1 + missed * missed);
+            }
+            if count > 0.0 {
+                self.signal += (squares.0 - sums.0 * sums.0 / count).max(0.0);
+                self.noise += (squares.1 - sums.1 * sums.1 / count).max(0.0);
+            }
         }
     }
 
@@ -143,7 +190,7 @@ mod tests {
               w = Identity (n)
             }"#;
         let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
-        let names: Vec<&str> = judged(&graph).into_iter().map(|v| graph.name(v)).collect();
+        let names: Vec<&str> = judged(&graph).into_iter().map(|part| graph.name(part.value)).collect();
         assert_eq!(names.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["boxes", "scores", "w"]));
     }
 
@@ -158,16 +205,26 @@ mod tests {
               v = Softmax <axis = 1> (s)
             }"#;
         let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
-        let names: BTreeSet<&str> = judged(&graph).into_iter().map(|v| graph.name(v)).collect();
+        let names: BTreeSet<&str> = judged(&graph).into_iter().map(|part| graph.name(part.value)).collect();
         assert_eq!(names, BTreeSet::from(["v", "w", "z"]));
+        // What both logits of a row have in common is neither signal nor noise.
+        let logits = judged(&graph).into_iter().find(|part| graph.name(part.value) == "z").unwrap();
+        let array = |values: [f32; 4]| Array::new(&[2, 2], values.to_vec()).unwrap();
+        let mut distance = Distance::default();
+        distance.add(&logits, &array([7.0, 5.0, -1.0, 1.0]), Some(&array([6.0, 4.0, 0.0, 1.0])));
+        assert_eq!(distance.ratio(), Some(0.5 / 4.0));
     }
 
     #[test]
     fn what_cannot_be_compared_is_all_noise() {
-        let wanted = Array::vector(vec![1.0f32, 2.0, f32::INFINITY]);
+        let source =
+            r#"<ir_version: 8, opset_import: ["" : 17]> g (float[3] x) => (float[3] y) { y = Neg (x) }"#;
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let (wanted, part) =
+            (Array::vector(vec![1.0f32, 2.0, f32::INFINITY]), Part::output(graph.outputs[0]));
         let ratio = |found: Option<Vec<f32>>| {
             let mut distance = Distance::default();
-            distance.add(&wanted, found.map(Array::vector).as_ref());
+            distance.add(&part, &wanted, found.map(Array::vector).as_ref());
             distance.ratio().unwrap()
         };
         assert_eq!(ratio(None), 1.0);

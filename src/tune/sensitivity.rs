@@ -119,7 +119,7 @@ impl Subject<'_> {
     /// classifier is sure, and clipping would show; the others evenly over all.
     fn picked(&self, count: usize, samples: usize) -> Vec<usize> {
         let highest = judged(self.graph).into_iter().rev();
-        let highest = highest.filter_map(|v| self.seen.get(v)?.highest).map(|(_, index)| index);
+        let highest = highest.filter_map(|part| self.seen.get(part.value)?.highest).map(|(_, index)| index);
         let mut picked: Vec<usize> = Vec::new();
         let mut take = |index: usize, most: usize| {
             if picked.len() < most && index < samples && !picked.contains(&index) {
@@ -205,6 +205,7 @@ fn run(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Vec<f64>, Error> {
     let (program, judged) = (Program::new(graph)?, judged(graph));
+    let values: Vec<ValueId> = judged.iter().map(|part| part.value).collect();
     let mut totals = vec![vec![Distance::default(); judged.len()]; trials.len()];
     let done = AtomicUsize::new(0);
     for &index in picked {
@@ -212,10 +213,10 @@ fn run(
         totals.par_iter_mut().zip(trials).try_for_each(|(total, trial)| {
             // A sample may not reach a value: then it says nothing about it.
             if let Some(change) = change(&program, &trace, trial) {
-                let found = program.replay(&trace, &[change], &judged)?;
-                for ((distance, &part), found) in total.iter_mut().zip(&judged).zip(&found) {
-                    let wanted = program.traced(&trace, part);
-                    wanted.iter().for_each(|w| distance.add(w, found.as_ref()));
+                let found = program.replay(&trace, &[change], &values)?;
+                for ((distance, part), found) in total.iter_mut().zip(&judged).zip(&found) {
+                    let wanted = program.traced(&trace, part.value);
+                    wanted.iter().for_each(|w| distance.add(part, w, found.as_ref()));
                 }
             }
             progress(1 + done.fetch_add(1, Ordering::Relaxed), trials.len() * picked.len());
