@@ -1,6 +1,7 @@
 //! What is said on standard error: for people in lines, for programs as one JSON object a line.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 
 use clap::ValueEnum;
@@ -41,11 +42,16 @@ fn painted(word: &str, code: u8) -> String {
     if colours() { format!("\x1b[1;{code}m{word}\x1b[0m") } else { word.into() }
 }
 
+/// Writes a line. If nobody listens any more, that is no reason to end otherwise.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Something that the user should know.
 pub fn warning(message: &str) {
     match is_json() {
-        true => eprintln!("{}", json!({ "level": "warning", "message": message })),
-        false => eprintln!("{}: {}", painted("warning", 33), one_line(message)),
+        true => say(json!({ "level": "warning", "message": message })),
+        false => say(format_args!("{}: {}", painted("warning", 33), one_line(message))),
     }
 }
 
@@ -53,8 +59,8 @@ pub fn warning(message: &str) {
 pub fn note(lines: &str) {
     for line in lines.lines() {
         match is_json() {
-            true => eprintln!("{}", json!({ "level": "note", "message": line })),
-            false => eprintln!("{line}"),
+            true => say(json!({ "level": "note", "message": line })),
+            false => say(line),
         }
     }
 }
@@ -66,8 +72,8 @@ pub fn error(error: &anyhow::Error) -> u8 {
         _ => (format!("{error:#}"), 1),
     };
     match is_json() {
-        true => eprintln!("{}", json!({ "level": "error", "code": code, "message": message })),
-        false => eprintln!("{}: {message}", painted("error", 31)),
+        true => say(json!({ "level": "error", "code": code, "message": message })),
+        false => say(format_args!("{}: {message}", painted("error", 31))),
     }
     code
 }

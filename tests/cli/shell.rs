@@ -140,3 +140,45 @@ fn if_changed_leaves_an_output_alone() {
     none().says(&["unchanged"]);
     assert_eq!(modified(&copy), first);
 }
+
+/// The command with nobody left to hear what it says.
+fn unheard(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Command {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qonnx"));
+    command.args(args.iter().map(|arg| arg.as_ref())).stderr(writer);
+    command
+}
+
+#[test]
+fn messages_that_nobody_hears_change_nothing() {
+    let dir = tempdir();
+    let out = dir.path().join("out.onnx");
+    assert_eq!(unheard(args!["compile", digits(), out]).status().unwrap().code(), Some(0));
+    assert!(out.is_file());
+    assert_eq!(
+        unheard(args!["compile", dir.path().join("none.onnx"), out]).status().unwrap().code(),
+        Some(1)
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_run_that_nobody_hears() {
+    let dir = tempdir();
+    let out = dir.path().join("out.onnx");
+    let mut run =
+        unheard(args!["train", digits(), out, "--data", samples(), "--epochs", "100000"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(Command::new("kill").args(["-TERM", &run.id().to_string()]).status().unwrap().success());
+    let ended = (0..200).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        run.try_wait().unwrap()
+    });
+    let Some(ended) = ended else {
+        run.kill().unwrap();
+        panic!("it goes on");
+    };
+    assert_eq!(ended.code(), Some(130));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was left");
+}
