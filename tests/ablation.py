@@ -67,7 +67,10 @@ def row(a, out, found, name, options):
     if compiled.returncode:
         print(f"| {name} | {last(compiled.stderr)} | | | |", flush=True)
         return
-    run([a.qonnx, "compare", a.model, out, "--data", a.data, "--json", found])
+    compared = run([a.qonnx, "compare", a.model, out, "--data", a.data, "--json", found])
+    if compared.returncode:
+        print(f"| {name} | {last(compared.stderr)} | | | |", flush=True)
+        return
     outputs = json.loads(found.read_text())["outputs"]
     decibels = [o["sqnr_db"] for o in outputs if o["float"] and o["sqnr_db"] is not None]
     sqnr = f"{min(decibels):.1f}" if decibels else "equal"

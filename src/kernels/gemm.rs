@@ -161,7 +161,7 @@ pub struct MatMut<'a, T> {
     pub col: usize,
 }
 
-/// A left matrix, and the panels of its transpose if there are any: see [`turned`].
+/// A left matrix, and the panels of its transpose if there are any, which are then read in its place: see [`turned`].
 pub type Left<'a, T> = (Mat<'a, T>, Option<&'a Panels>);
 
 impl<'a, T> Mat<'a, T> {

@@ -138,7 +138,7 @@ pub struct Product<'a> {
     pub parts: Parts,
     /// What is done to it.
     pub end: Option<Ending<'a>>,
-    /// The panels of the right matrix, if there are any.
+    /// The panels of the right matrix, if there are any. If they fit, they are read in its place, whatever the size.
     pub panels: Option<&'a Panels>,
 }
 
@@ -159,7 +159,9 @@ impl Product<'_> {
         if m == 0 {
             return;
         }
-        if m == 1 && n > 1 && b.row == 1 && b.col != 1 && end.as_ref().is_none_or(|end| end.bias.is_none()) {
+        let panels = panels.filter(|panels| isa >= Isa::detect() && panels.fit((k, n), parts));
+        let columns_lie = panels.is_none() && b.row == 1 && b.col != 1;
+        if m == 1 && n > 1 && columns_lie && end.as_ref().is_none_or(|end| end.bias.is_none()) {
             // The transpose reads columns of B where they lie.
             let start = match start {
                 Start::Row(row) => {
@@ -186,7 +188,6 @@ impl Product<'_> {
         let panel = VECTORS * tiles.lanes;
         let widest = (CACHED / (m + k).max(1)).max(2 * panel);
         let width = n.div_ceil(n.div_ceil(widest).max(1)).next_multiple_of(panel);
-        let panels = panels.filter(|panels| isa >= Isa::detect() && panels.fit((k, n), parts));
         let mut walk = Walk { tiles, size, part: parts.products, alpha, a, b, c, start, panels };
         let mut first = 0;
         while first < n {

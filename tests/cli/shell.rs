@@ -167,8 +167,19 @@ fn messages_that_nobody_hears_change_nothing() {
 fn an_interrupt_ends_a_run_that_nobody_hears() {
     let dir = tempdir();
     let out = dir.path().join("out.onnx");
-    let mut run =
-        unheard(args!["train", digits(), out, "--data", samples(), "--epochs", "100000"]).spawn().unwrap();
+    let mut run = unheard(args![
+        "train",
+        digits(),
+        out,
+        "--data",
+        samples(),
+        "--epochs",
+        "100000",
+        "--patience",
+        "100000"
+    ])
+    .spawn()
+    .unwrap();
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(Command::new("kill").args(["-TERM", &run.id().to_string()]).status().unwrap().success());
     let ended = (0..200).find_map(|_| {
