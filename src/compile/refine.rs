@@ -14,7 +14,7 @@ use crate::train::loss::Loss;
 use crate::train::optimizer::{Method, Rates, Schedule};
 use crate::train::{Reach, Session, Settings, Share, Student, Watcher};
 use crate::tune::goal::Exam;
-use crate::tune::reconstruct::{Fit, reconstruct, shares};
+use crate::tune::reconstruct::{Fit, Reconstruction, Shares, reconstruct};
 use crate::tune::{Judge, Step};
 
 /// Learning rate of weights of one step, as a share of their root mean square: with more steps they move less.
@@ -53,9 +53,10 @@ impl Refine<'_> {
         };
         let progress = |step, steps| (self.watch)(phase, step, steps);
         let form = self.target.form();
-        let (mut layers, changes) = reconstruct(self.reference, graph, self.samples, (form, fit), &progress)?;
+        let Reconstruction { gains: mut layers, changes, judging } =
+            reconstruct(self.reference, graph, self.samples, (form, fit), &progress)?;
         let before = self.exam.map(|_| graph.clone());
-        let judge = Judge::on(self.reference, self.samples, &shares(self.samples.len()).1)?;
+        let judge = Judge::on(self.reference, self.samples, &judging)?;
         let (mut step, mut kept) = judge.advance(name, graph, &changes, started)?;
         if taken_back(self.exam, graph, before)? {
             (step.kept, kept) = (false, 0);
@@ -72,7 +73,7 @@ impl Refine<'_> {
     /// in its way is told; the model is then as before.
     pub fn train(&self, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
         let started = Instant::now();
-        let (learning, judging) = shares(self.samples.len());
+        let Shares { learning, judging, .. } = Shares::all(self.samples.len());
         let trained = match self.trained(graph, learning, &judging) {
             Ok(trained) => trained,
             Err(error) => {

@@ -19,18 +19,34 @@ pub struct Lockstep<'a> {
 
 impl<'a> Lockstep<'a> {
     /// Starts a run for each list of inputs.
-    pub fn new(program: &'a Program, inputs: &[Vec<Array>]) -> Result<Self, Error> {
-        let start = |inputs: &Vec<Array>| {
+    pub fn new(
+        program: &'a Program,
+        inputs: impl Iterator<Item = Result<Vec<Array>, Error>>,
+    ) -> Result<Self, Error> {
+        let start = |inputs: Result<Vec<Array>, Error>| {
             let mut values = program.initial.clone();
-            program.fill_inputs(&mut values, &data(inputs))?;
+            program.fill_inputs(&mut values, &data(&inputs?))?;
             Ok(values)
         };
-        Ok(Self { program, runs: inputs.iter().map(start).collect::<Result<_, Error>>()?, at: 0 })
+        Ok(Self { program, runs: inputs.map(start).collect::<Result<_, Error>>()?, at: 0 })
     }
 
     /// How many runs there are.
     pub fn len(&self) -> usize {
         self.runs.len()
+    }
+
+    /// Bytes of what the runs keep here, constants not counted.
+    pub fn bytes(&self) -> u64 {
+        let kept = |values: &Vec<Option<Datum>>| {
+            let values = values.iter().zip(&self.program.initial);
+            values
+                .filter(|(_, constant)| constant.is_none())
+                .flat_map(|(v, _)| v)
+                .map(room::bytes_of)
+                .sum::<u64>()
+        };
+        self.runs.iter().map(kept).sum()
     }
 
     /// Is there no run?

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use self::rows::Rows;
 use super::Change;
-use super::layer::{Bias, Layer, Sources};
+use super::layer::{Bias, Layer};
 use super::rounding::{Grid, Moments};
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
@@ -23,13 +23,17 @@ use crate::interpret::{Program, node_label};
 use crate::ir::{Array, Graph, NodeId, ValueId};
 use crate::quantize::weights::{Form, pairs};
 
-/// At most this many samples are run side by side.
+/// At most this many samples are run side by side,
 const RUNS: usize = 100;
+/// or fewer if they keep more bytes than this: activations so large have many places each to learn from.
+const KEPT: u64 = 512 << 20;
 /// Rows of a layer's problem: as many as this times its weights by channel, within limits.
 const ROWS_A_WEIGHT: usize = 6;
 const ROWS: std::ops::RangeInclusive<usize> = 1024..=8192;
 /// A layer with more weights by channel is left as it is: its problem would take too long.
 const DEEPEST: usize = 4608;
+/// Inputs of all rows of a layer, in all its groups; more than that only for the least number of rows.
+const INPUTS: usize = 64 << 20;
 /// Bytes of target rows that are kept at a time.
 const TARGETS: usize = 256 << 20;
 /// The power that holds weights to where they started, as a share of the mean power of an input.
@@ -65,25 +69,34 @@ struct Target {
     rows: Vec<f32>,
 }
 
-/// Rounds the weights of `quantized` anew: what became of each layer, and its new constants. `reference` is the graph that
-/// it was made from, with the same node ids; its weights have this form.
+/// What reconstruction found.
+pub struct Reconstruction {
+    /// What became of each layer.
+    pub gains: Vec<Gain>,
+    /// Its new constants.
+    pub changes: Vec<Change>,
+    /// Samples that took no part in the choice of any.
+    pub judging: Vec<usize>,
+}
+
+/// Rounds the weights of `quantized` anew. `reference` is the graph that it was made from, with the same node ids; its
+/// weights have this form.
 pub fn reconstruct(
     reference: &Graph,
     quantized: &Graph,
     samples: &Samples,
     (form, fit): (Form, Fit),
     progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<(Vec<Gain>, Vec<Change>), Error> {
-    let inputs = runs(samples.len()).map(|i| samples.load(i)).collect::<Result<Vec<_>, _>>()?;
+) -> Result<Reconstruction, Error> {
     let (float, program) = (Program::new(reference)?, Program::new(quantized)?);
-    let mut lockstep = Lockstep::new(&program, &inputs)?;
     let same = |l: &Layer| reference.has_node(l.node) && l.depth <= DEEPEST;
-    let layers: Vec<Layer> =
-        lockstep.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
-    let mut gains = Vec::new();
-    let mut changes: Vec<Change> = Vec::new();
+    let mut first = Lockstep::new(&program, (0..samples.len().min(1)).map(|i| samples.load(i)))?;
+    let layers: Vec<Layer> = first.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
+    let shares = Shares::of(samples.len(), most(&mut first, &layers)?);
+    let mut lockstep = Lockstep::new(&program, shares.runs.iter().map(|&i| samples.load(i)))?;
+    let (mut gains, mut changes) = (Vec::new(), Vec::new());
     for part in parts(&layers) {
-        let targets = targets(reference, &float, &inputs, part)?;
+        let targets = targets(reference, &float, (samples, &shares.runs), part)?;
         for layer in part {
             progress(gains.len() + 1, layers.len());
             let Some(targets) = targets.get(&layer.node) else { continue };
@@ -96,13 +109,17 @@ pub fn reconstruct(
             changes.push(constants.into_iter().map(|(constant, _, array)| (constant, array)).collect());
         }
     }
-    Ok((gains, changes))
+    Ok(Reconstruction { gains, changes, judging: shares.judging })
 }
 
-/// The samples that are run, evenly spread over `samples`.
-fn runs(samples: usize) -> impl Iterator<Item = usize> {
-    let count = samples.min(RUNS);
-    (0..count).map(move |i| i * samples / count)
+/// How many runs may stand side by side, by what one keeps on its way through the layers.
+fn most(one: &mut Lockstep, layers: &[Layer]) -> Result<usize, Error> {
+    let mut kept = one.bytes();
+    for layer in layers {
+        one.advance_to(layer.input)?;
+        kept = kept.max(one.bytes());
+    }
+    Ok(usize::try_from(KEPT / kept.max(1)).unwrap_or(RUNS).clamp(HELD_OUT, RUNS))
 }
 
 /// Does the run take part in the choice? With few runs all do.
@@ -110,20 +127,45 @@ fn takes_part(run: usize, runs: usize) -> bool {
     runs < HELD_OUT || run % HELD_OUT != HELD_OUT - 1
 }
 
-/// Of so many samples, those that weights are chosen on, and those that judge; if there are few, all judge and none is left.
-pub fn shares(samples: usize) -> (Vec<usize>, Vec<usize>) {
-    let all: Vec<usize> = runs(samples).collect();
-    if all.len() < HELD_OUT {
-        return (Vec::new(), all);
+/// What samples are for.
+pub struct Shares {
+    /// Those that are run side by side: some weights are chosen on, the others judge each layer.
+    runs: Vec<usize>,
+    /// Those that weights are chosen on; none if there are so few samples that all judge.
+    pub learning: Vec<usize>,
+    /// Those that judge the whole.
+    pub judging: Vec<usize>,
+}
+
+impl Shares {
+    /// Of all samples.
+    pub fn all(samples: usize) -> Self {
+        Self::of(samples, RUNS)
     }
-    let (learning, judging): (Vec<_>, Vec<_>) =
-        all.iter().copied().enumerate().partition(|(run, _)| takes_part(*run, all.len()));
-    let indices = |part: Vec<(usize, usize)>| part.into_iter().map(|(_, index)| index).collect();
-    (indices(learning), indices(judging))
+
+    /// Of samples of which at most so many are run side by side, evenly spread.
+    fn of(samples: usize, most: usize) -> Self {
+        let count = samples.min(most);
+        let runs: Vec<usize> = (0..count).map(|i| i * samples / count).collect();
+        if count < HELD_OUT {
+            return Self { judging: runs.clone(), learning: Vec::new(), runs };
+        }
+        let (mut learning, mut judging) = (Vec::new(), Vec::new());
+        for (run, &index) in runs.iter().enumerate() {
+            if takes_part(run, count) { learning.push(index) } else { judging.push(index) }
+        }
+        // Those that are not run at all can judge as well.
+        let others: Vec<usize> = (0..samples).filter(|i| runs.binary_search(i).is_err()).collect();
+        let wanted = (samples.min(RUNS) / HELD_OUT).saturating_sub(judging.len()).min(others.len());
+        judging.extend((0..wanted).map(|i| others[i * others.len() / wanted]));
+        judging.sort_unstable();
+        Self { runs, learning, judging }
+    }
 }
 
 fn rows(layer: &Layer) -> usize {
-    (layer.depth * ROWS_A_WEIGHT).clamp(*ROWS.start(), *ROWS.end())
+    let most = (INPUTS / (layer.depth * layer.groups).max(1)).clamp(*ROWS.start(), *ROWS.end());
+    (layer.depth * ROWS_A_WEIGHT).clamp(*ROWS.start(), most)
 }
 
 /// The layers in stretches whose targets fit in memory.
@@ -145,16 +187,16 @@ fn parts(layers: &[Layer]) -> Vec<&[Layer]> {
 fn targets(
     reference: &Graph,
     float: &Program,
-    inputs: &[Vec<Array>],
+    (samples, indices): (&Samples, &[usize]),
     layers: &[Layer],
 ) -> Result<BTreeMap<NodeId, Vec<Option<Target>>>, Error> {
     let outputs: BTreeMap<ValueId, (usize, &Layer)> =
         layers.iter().enumerate().filter_map(|(i, l)| Some((reference.output(l.node, 0)?, (i, l)))).collect();
     let found: Mutex<BTreeMap<NodeId, Vec<Option<Target>>>> = Mutex::new(BTreeMap::new());
-    let runs = inputs.len().max(1);
-    inputs.par_iter().enumerate().try_for_each(|(run, inputs)| {
+    let runs = indices.len().max(1);
+    indices.par_iter().enumerate().try_for_each(|(run, &sample)| {
         let mut problem = None;
-        float.run_as_far_as_possible(inputs, &mut |id: ValueId, array: &Array| {
+        float.run_as_far_as_possible(&samples.load(sample)?, &mut |id: ValueId, array: &Array| {
             let Some((index, layer)) = outputs.get(&id) else { return };
             let wanted = rows(layer).div_ceil(runs);
             let places = spread(layer.places(array.shape()), wanted, run * 1000 + index);
@@ -247,12 +289,12 @@ impl Solver<'_> {
         };
         let grids: Vec<Grid> = scales.iter().map(grid).collect();
         let taken = |run: usize| takes_part(run, self.targets.len());
-        let inputs = self.inputs()?;
-        let solve_group = |group: usize| -> Result<Fitted, Error> {
+        let inputs = self.inputs(with_bias)?;
+        let solve_group = |group: usize| {
             let channels = group * per_group..(group + 1) * per_group;
             let rows = |choose: &dyn Fn(usize) -> bool| self.rows(&inputs, group, with_bias, choose);
-            let fit = rows(&taken)?;
-            let judge = if self.targets.len() < HELD_OUT { fit.clone() } else { rows(&|run| !taken(run))? };
+            let fit = rows(&taken);
+            let judge = if self.targets.len() < HELD_OUT { fit.clone() } else { rows(&|run| !taken(run)) };
             let first = Solution {
                 integers: start.integers[channels.start * depth..channels.end * depth].to_vec(),
                 bias: start.bias[channels.clone()].to_vec(),
@@ -278,10 +320,9 @@ impl Solver<'_> {
             };
             let (before, after) = (error(&first), error(&next));
             let (solution, after) = if after < before { (next, after) } else { (first, before) };
-            Ok(Fitted { solution, before, after, signal: judge.signal(layer.saturation) })
+            Fitted { solution, before, after, signal: judge.signal(layer.saturation) }
         };
-        let groups: Vec<_> =
-            (0..layer.groups).into_par_iter().map(solve_group).collect::<Result<_, Error>>()?;
+        let groups: Vec<_> = (0..layer.groups).into_par_iter().map(solve_group).collect();
         let sum = |f: fn(&Fitted) -> f64| groups.iter().map(f).sum::<f64>();
         let signal = sum(|g| g.signal).max(f64::MIN_POSITIVE);
         let node = node_label(self.graph, layer.node);
@@ -320,36 +361,44 @@ impl Solver<'_> {
         tensor.map_or(Vec::new(), |t| pairs::partners(t.shape(), Some(self.layer.channel_axis())))
     }
 
-    /// The layer's input in each run, and where its rows lie in it.
-    fn inputs(&self) -> Result<Vec<Option<(Array, Sources)>>, Error> {
-        let runs = self.targets.par_iter().enumerate();
+    /// What the layer's outputs are computed from in each run: the rows of one group behind those of another.
+    fn inputs(&self, with_bias: bool) -> Result<Vec<Option<Vec<f32>>>, Error> {
+        let at = |f: Fault| f.at("reconstruction");
+        let layer = self.layer;
         let input = |(run, target): (usize, &Option<Target>)| {
             let Some(target) = target else { return Ok(None) };
-            let Some(input) = self.lockstep.peek(run, self.layer.input)? else { return Ok(None) };
-            let sources = self.layer.sources(input.shape(), &target.places);
-            Ok(Some((input, sources.map_err(|f| f.at("reconstruction"))?)))
+            let Some(input) = self.lockstep.peek(run, layer.input)? else { return Ok(None) };
+            let sources = layer.sources(input.shape(), &target.places).map_err(at)?;
+            let mut rows = Vec::with_capacity(
+                target.places.len() * layer.groups * (layer.depth + usize::from(with_bias)),
+            );
+            for group in 0..layer.groups {
+                layer.inputs(&input, &sources, (group, with_bias), &mut rows).map_err(at)?;
+            }
+            Ok(Some(rows))
         };
-        runs.map(input).collect()
+        self.targets.par_iter().enumerate().map(input).collect()
     }
 
     /// The rows of the chosen runs.
     fn rows(
         &self,
-        inputs: &[Option<(Array, Sources)>],
+        inputs: &[Option<Vec<f32>>],
         group: usize,
         with_bias: bool,
         choose: &dyn Fn(usize) -> bool,
-    ) -> Result<Rows, Error> {
+    ) -> Rows {
         let layer = self.layer;
         let (width, channels) = (layer.depth + usize::from(with_bias), layer.channels / layer.groups);
         let (mut x, mut y) = (Vec::new(), Vec::new());
         for (run, (input, target)) in inputs.iter().zip(self.targets).enumerate() {
-            let (Some((input, sources)), Some(target), true) = (input, target, choose(run)) else { continue };
-            layer.inputs(input, sources, (group, with_bias), &mut x).map_err(|f| f.at("reconstruction"))?;
+            let (Some(input), Some(target), true) = (input, target, choose(run)) else { continue };
+            let own = input.len() / layer.groups;
+            x.extend_from_slice(&input[group * own..][..own]);
             let own = target.rows.chunks(layer.channels);
             own.for_each(|row| y.extend_from_slice(&row[group * channels..][..channels]));
         }
-        Ok(Rows::new(width, channels, x, y))
+        Rows::new(width, channels, x, y)
     }
 
     /// The constants that change, as integers and as the runs see them.
