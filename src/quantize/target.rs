@@ -74,8 +74,23 @@ pub struct Target {
     pub weight_credit: f64,
     /// What a change between float and integer costs.
     pub boundary: Boundary,
+    /// What recurrent layers cost in float; without, nothing is known of weights that are stored in integers there.
+    #[serde(default)]
+    pub recurrent: Option<Recurrent>,
     /// Operators with an integer form.
     pub integer: BTreeMap<String, Cost>,
+}
+
+/// Nanoseconds that a recurrent layer takes for a weight.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recurrent {
+    /// In each step.
+    pub float: f64,
+    /// More in each step if the weight is no constant to the runtime.
+    pub step: f64,
+    /// Once a run, to make it real from an integer.
+    pub dequantize: f64,
 }
 
 /// What a change between float and integer costs.
@@ -100,6 +115,12 @@ pub struct Cost {
     pub integer: f64,
     /// In the float kernel.
     pub float: f64,
+    /// How many more the integer kernel takes than the float one for an output element, whatever is summed up in it.
+    #[serde(default)]
+    pub output: f64,
+    /// How many it takes to gather one row of a window.
+    #[serde(default)]
+    pub row: f64,
     /// How many more the integer kernel takes than the float one before it does any work.
     #[serde(default)]
     pub fixed: f64,
@@ -166,8 +187,9 @@ impl Target {
         let Boundary { quantize, dequantize, layout, node } = self.boundary;
         let own =
             [self.noise_weight, self.size_weight, self.weight_credit, quantize, dequantize, layout, node];
-        let costs = self.integer.values().flat_map(|c| [c.integer, c.float, c.fixed]);
-        if let Some(bad) = own.into_iter().chain(costs).find(|c| !(0.0..1e12).contains(c)) {
+        let costs = self.integer.values().flat_map(|c| [c.integer, c.float, c.output, c.row, c.fixed]);
+        let recurrent = self.recurrent.map(|r| [r.float, r.step, r.dequantize]).into_iter().flatten();
+        if let Some(bad) = own.into_iter().chain(recurrent).chain(costs).find(|c| !(0.0..1e12).contains(c)) {
             return Err(Fault::new(format!("{bad} is no cost")));
         }
         let numbers = [
@@ -214,6 +236,8 @@ fn complete(name: &str, text: &str) -> Result<toml::Table, Fault> {
     for (key, value) in own {
         match (all.get_mut(&key), value) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new)) if key == "boundary" => old.extend(new),
+            // What the base knows does not hold here.
+            (Some(toml::Value::Table(_)), toml::Value::Boolean(false)) => drop(all.remove(&key)),
             (_, value) => drop(all.insert(key, value)),
         }
     }
@@ -243,6 +267,9 @@ mod tests {
         let target: Target = own.try_into().unwrap();
         assert_eq!((target.name.as_str(), target.opset, target.boundary.node), ("mine", 19, 1.0));
         assert!(target.boundary.quantize > 0.0 && target.integer.contains_key("Conv"));
+        assert!(target.recurrent.is_some());
+        let other = complete("mine", "base = \"ort-cpu\"\nrecurrent = false\n").unwrap();
+        assert!(other.try_into::<Target>().unwrap().recurrent.is_none());
         let wrong = complete("mine", "base = \"ort-cpu\"\nspeed = 1\n").unwrap().try_into::<Target>();
         assert!(wrong.unwrap_err().to_string().contains("speed"));
     }
