@@ -11,6 +11,7 @@ pub mod insert;
 mod network;
 pub mod placement;
 pub mod plan;
+pub mod recurrent;
 pub mod target;
 pub mod types;
 pub mod weight_only;

@@ -1,6 +1,6 @@
 //! The modes: each makes something else of a model whose passes have run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -13,12 +13,12 @@ use crate::calibrate::run::{Calibration, calibrate};
 use crate::calibrate::threshold::{Calibrator, Choice, Range, expected_error};
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
-use crate::ir::{Graph, Model, ValueId};
+use crate::ir::{Graph, Model, NodeId, ValueId};
 use crate::options::{Mode, Options, Tuning};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
 use crate::quantize::weight_only::blocked::Algorithm;
-use crate::quantize::weight_only::{self, Storage, gptq};
+use crate::quantize::weight_only::{self, Storage, Stored, gptq};
 use crate::quantize::{
     Half, Plan, Target, dynamic, half, insert,
     placement::{self, Noise},
@@ -286,6 +286,29 @@ impl Job<'_> {
         Ok(Some(Step::new("equalization", (before, if kept { after } else { before }), kept, started)))
     }
 
+    /// Stores in integers what float operators read; in recurrent layers, whose states take every error along, only if the
+    /// outputs do not lose more than is gained.
+    fn store_beside(
+        &self,
+        graph: &mut Graph,
+        recurrent: &BTreeMap<NodeId, f64>,
+        judge: Option<&Judge>,
+    ) -> Result<Stored, Error> {
+        let store = |graph: &mut Graph, recurrent: &BTreeMap<NodeId, f64>| {
+            weight_only::quantize_beside(graph, &self.options.filter, recurrent).map_err(|f| f.at("weights"))
+        };
+        let Some(judge) = judge.filter(|_| !recurrent.is_empty()) else { return store(graph, recurrent) };
+        let mut small = graph.clone();
+        let stored = store(&mut small, recurrent)?;
+        let none = store(graph, &BTreeMap::new())?;
+        let lost = self.target.noise_weight * (judge.noise(&small)? - judge.noise(graph)?);
+        if lost < recurrent.values().sum() {
+            *graph = small;
+            return Ok(stored);
+        }
+        Ok(none)
+    }
+
     /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
     pub fn integers(&self, graph: &mut Graph) -> Result<(Quantized, Graph), Error> {
         let Self { target, options, watch, .. } = *self;
@@ -299,15 +322,16 @@ impl Job<'_> {
         let ready = self.prepare(graph)?;
         let (seen, choices) = (&ready.calibration.seen, &ready.choices);
         let mut tuned: Vec<Step> = equalized.into_iter().collect();
+        let mut judge = None;
         let plan = if let Some(samples) = self.samples.filter(|_| steps.contains(&Tuning::TradeOff)) {
             // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
             let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
             let job = Job { held_out: None, target, ..*self };
             let measured = &job.measure(graph, &ready, samples)?;
-            let judge = Judge::new(graph, samples)?;
+            let judge = &*judge.insert(Judge::new(graph, samples)?);
             let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
             let (own, exam) = (choices, exam.as_ref());
-            let search = Search { graph, judge: &judge, measured, own, target, exam, solve: &solve };
+            let search = Search { graph, judge, measured, own, target, exam, solve: &solve };
             let (mut plan, step) = search.run()?;
             tuned.push(step);
             if self.target.weight_limit < target.weight_limit {
@@ -327,7 +351,7 @@ impl Job<'_> {
         let reference = graph.clone();
         insert::insert(graph, &plan);
         let before = exam.as_ref().map(|_| graph.clone());
-        let stored = weight_only::quantize_beside(graph, &options.filter).map_err(|f| f.at("weights"))?;
+        let stored = self.store_beside(graph, &plan.placement.recurrent, judge.as_ref())?;
         if !refine::taken_back(exam.as_ref(), graph, before)? {
             quantized.store(stored);
         }

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::{Candidate, Candidates, elements};
 use super::network::Network;
+use super::recurrent;
 use super::target::Target;
 use crate::calibrate::observer::Observers;
 use crate::ir::{DType, Graph, NodeId, Port, Rule, Tensor, ValueId};
@@ -30,6 +31,9 @@ pub struct Placement {
     pub time: f64,
     /// Elements of the weights of float nodes, as a share of all weights.
     pub float_weights: f64,
+    /// Recurrent layers whose weights are better stored in integers, and what is gained by each, in float times of the
+    /// model.
+    pub recurrent: BTreeMap<NodeId, f64>,
 }
 
 /// What quantization is known to do to the outputs: noise over signal, `10^(-SQNR/10)`.
@@ -64,7 +68,8 @@ pub fn place(
 ) -> Placement {
     let Candidates { integer: mut candidates, float } = candidates;
     let shares = weight_shares(graph, &candidates);
-    let mut placement = Placement { float, ..Placement::default() };
+    let recurrent = recurrent::worthwhile(graph, target, whole(&candidates), seen);
+    let mut placement = Placement { float, recurrent, ..Placement::default() };
     loop {
         let (integer, time) = cheapest(graph, target, noise_weight, &candidates, seen, noise, &shares);
         // Which clamp stands behind which operator depends on the labels; one that lost its operator is float.
@@ -90,6 +95,11 @@ pub fn place(
             placement.float.insert(id, "it does not follow an integer operator alone".into());
         }
     }
+}
+
+/// The float time of all candidates.
+fn whole(candidates: &BTreeMap<NodeId, Candidate>) -> f64 {
+    candidates.values().map(|c| c.float_cost).filter(|c| c.is_finite()).sum()
 }
 
 /// The operator whose output a clamp limits, if nobody else reads that output and its kernel can saturate there.
@@ -152,7 +162,7 @@ fn cheapest(
     let vertex: BTreeMap<NodeId, usize> = candidates.keys().map(|&id| (id, network.vertex())).collect();
     let values: BTreeSet<ValueId> =
         candidates.values().flat_map(|c| c.activations.iter().chain(&c.outputs)).copied().collect();
-    let whole: f64 = candidates.values().map(|c| c.float_cost).filter(|c| c.is_finite()).sum();
+    let whole = whole(candidates);
     for (id, c) in candidates {
         // Ties go to integer: less memory traffic, and one more operator that is counted as quantized.
         network.edge(INTEGER, vertex[id], c.float_cost * 1.0001);

@@ -12,12 +12,13 @@ mod readers;
 mod round;
 mod store;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::blocked::{Blocked, Grams};
 use self::gptq::Gram;
 use self::readers::{Reader, Role, is_fused, readers};
 use super::candidate::Filter;
+use super::recurrent::WEIGHTS;
 use crate::error::Fault;
 use crate::ir::{DType, Floats, Graph, NodeId, Tensor, TensorType, ValueId};
 use crate::ops;
@@ -76,14 +77,21 @@ pub fn quantize(graph: &mut Graph, filter: &Filter, mut storage: Storage) -> Res
 
 /// Beside operators in integers: stores what the float ones read in 8 bits where that costs no time. Those are tables, of
 /// which only gathered rows become real numbers, and matrices that float activations are multiplied by, for which ONNX
-/// Runtime has a kernel of its own.
-pub fn quantize_beside(graph: &mut Graph, filter: &Filter) -> Result<Stored, Fault> {
+/// Runtime has a kernel of its own. These recurrent layers as well, unless they weigh raw features.
+pub fn quantize_beside(
+    graph: &mut Graph,
+    filter: &Filter,
+    recurrent: &BTreeMap<NodeId, f64>,
+) -> Result<Stored, Fault> {
     let mut done = Stored::default();
     for value in graph.constants.clone() {
         let matrix = graph.constant(value).is_some_and(|t| t.shape().len() == 2);
         let cheap = |r: &Reader| match (r.role, r.place) {
             (Role::Table, _) => true,
-            (Role::Weight(_), Some((node, 1))) => matrix && graph.node(node).is("MatMul"),
+            (Role::Weight(_), Some((node, 1))) if matrix && graph.node(node).is("MatMul") => true,
+            (Role::Weight(_), Some((node, slot))) => {
+                recurrent.contains_key(&node) && WEIGHTS.contains(&slot) && !r.weighs_raw_features(graph)
+            }
             _ => false,
         };
         let readers = readers(graph, value, filter);

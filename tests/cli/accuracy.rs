@@ -111,6 +111,39 @@ fn weights_beside_the_integers_keep_the_bound_too() {
     assert!(!outcome.err.contains("with integer weights"), "{}", outcome.err);
 }
 
+/// `count` numbers from -scale to scale.
+fn numbers(count: usize, scale: f64) -> String {
+    let number = |i: usize| format!("{}", (((i * 7919) % 1009) as f64 / 504.0 - 1.0) * scale);
+    (0..count).map(number).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn weights_of_a_recurrent_layer_that_takes_little_time_become_integers() {
+    let dir = tempdir();
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\" : 17]> m (float[1,12288] x) => (float[48,1,1,24] y) \
+         <int64[4] image = {{1, 8, 32, 48}}, float[24,8,3,3] w = {{{}}}, float[24,24,3,3] v = {{{}}}, \
+          int64[1] rows = {{2}}, float[1,72,24] g = {{{}}}, float[1,72,24] r = {{{}}}> {{
+           i = Reshape(x, image) a = Conv <pads = [1, 1, 1, 1]> (i, w) b = Relu(a)
+           c = Conv <pads = [1, 1, 1, 1]> (b, v) d = Relu(c) p = MaxPool <kernel_shape = [32, 1]> (d)
+           s = Squeeze(p, rows) t = Transpose <perm = [2, 0, 1]> (s)
+           y = GRU <hidden_size = 24> (t, g, r) }}",
+        numbers(24 * 8 * 9, 0.3),
+        numbers(24 * 24 * 9, 0.1),
+        numbers(72 * 24, 0.4),
+        numbers(72 * 24, 0.4),
+    );
+    let (source, out) = (model(&dir, "recurrent.onnx", &text), dir.path().join("out.onnx"));
+    let json = dir.path().join("report.json");
+    let data = inputs(&dir, 12288);
+    let stored = |report: &Value| report["quantized"]["stored"].to_string().contains("GRU");
+    qonnx(args!["compile", source, out, "--calib", data, "--json", json]).code(0);
+    assert!(stored(&report(&json)), "{}", report(&json)["quantized"]["stored"]);
+    // Whoever gives a bound for the outputs gives one for these weights.
+    qonnx(args!["compile", source, out, "--calib", data, "--json", json, "--min-sqnr", "200"]).code(0);
+    assert!(!stored(&report(&json)));
+}
+
 #[test]
 fn other_labels_make_another_result() {
     let dir = tempdir();
