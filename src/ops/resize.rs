@@ -355,6 +355,13 @@ fn along(x: &Array, axis: usize, taps: &[Vec<(usize, f32)>], outside: f32) -> Re
         let mut out = vec![0.0; outer * taps.len() * inner];
         let blocks = real.slice::<T>()?.chunks_exact((input * inner).max(1));
         for (block, target) in blocks.zip(out.chunks_exact_mut((taps.len() * inner).max(1))) {
+            if inner == 1 {
+                for (y, taps) in target.iter_mut().zip(taps) {
+                    let sum = taps.iter().fold(0.0, |sum, &(at, weight)| sum + T::from(weight) * block[at]);
+                    *y = if taps.is_empty() { T::from(outside) } else { sum };
+                }
+                continue;
+            }
             for (row, taps) in target.chunks_exact_mut(inner.max(1)).zip(taps) {
                 if taps.is_empty() {
                     row.fill(T::from(outside));
@@ -379,7 +386,10 @@ where
 {
     let mut out = Vec::with_capacity(outer * rows.len() * inner);
     for block in x.chunks_exact((input * inner).max(1)) {
-        rows.iter().for_each(|row| out.extend_from_slice(&block[row * inner..(row + 1) * inner]));
+        match inner {
+            1 => out.extend(rows.iter().map(|&row| block[row].clone())),
+            _ => rows.iter().for_each(|row| out.extend_from_slice(&block[row * inner..(row + 1) * inner])),
+        }
     }
     Array::new(shape, out)
 }
