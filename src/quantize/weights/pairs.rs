@@ -34,15 +34,19 @@ pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut
     } else {
         real
     };
-    let shared = scales.len() == 1;
-    let solved: Vec<(Vec<i8>, f32)> = (0..rows)
-        .into_par_iter()
-        .map(|r| neighbours.solve(&real[r * depth..][..depth], scales[if shared { 0 } else { r }], shared))
-        .collect();
+    let row = |r: usize| &real[r * depth..][..depth];
+    // One scale is not shared if there is but one channel.
+    let shared = scales.len() == 1 && rows > 1;
+    if shared {
+        scales[0] = neighbours.common(&(0..rows).map(row).collect::<Vec<_>>(), scales[0]);
+    }
+    let solve = |r: usize| match shared {
+        true => (neighbours.cut(row(r), scales[0]).0, scales[0]),
+        false => neighbours.solve(row(r), scales[r]),
+    };
+    let solved: Vec<(Vec<i8>, f32)> = (0..rows).into_par_iter().map(solve).collect();
     for (r, (quantized, scale)) in solved.into_iter().enumerate() {
-        if !shared {
-            scales[r] = scale;
-        }
+        scales[if shared { 0 } else { r }] = scale;
         for (k, q) in quantized.into_iter().enumerate() {
             out[if by_column { k * columns + r } else { r * depth + k }] = q;
         }
@@ -171,8 +175,19 @@ impl Neighbours {
         self.pairs.iter().for_each(|&(a, b)| cut(q, a, b));
     }
 
+    /// The integers of a channel at this scale, pairs that offend cut, and the squared error of that.
+    fn cut(&self, real: &[f32], scale: f32) -> (Vec<i8>, f64) {
+        let (mut q, mut error) = (vec![0; real.len()], 0.0);
+        simd::run(Round { real, scale, out: &mut q });
+        if !self.harmless {
+            self.settle(&mut q);
+        }
+        simd::run(Distance { real, scale, q: &q, error: &mut error });
+        (q, error)
+    }
+
     /// The integers of a channel and their scale.
-    fn solve(&self, real: &[f32], scale: f32, fixed: bool) -> (Vec<i8>, f32) {
+    fn solve(&self, real: &[f32], scale: f32) -> (Vec<i8>, f32) {
         let mut first = vec![0; real.len()];
         simd::run(Round { real, scale, out: &mut first });
         if self.harmless || !self.offends(&first) {
@@ -182,8 +197,7 @@ impl Neighbours {
         let offenders: Vec<_> = self.pairs.iter().filter(|&&(a, b)| exceeds(&first, a, b)).collect();
         let mut q = vec![0; real.len()];
         let mut best = (f64::INFINITY, first, scale);
-        for sixteenths in SIXTEENTHS.take(if fixed { 1 } else { usize::MAX }) {
-            let scale = scale * f32::from(sixteenths) / 16.0;
+        for scale in raised(scale) {
             simd::run(Round { real, scale, out: &mut q });
             offenders.iter().for_each(|&&(a, b)| cut(&mut q, a, b));
             let mut error = 0.0;
@@ -195,6 +209,21 @@ impl Neighbours {
         }
         (best.1, best.2)
     }
+
+    /// The scale that serves all channels together best.
+    fn common(&self, channels: &[&[f32]], scale: f32) -> f32 {
+        let error = |scale: f32| -> f64 {
+            let errors: Vec<f64> = channels.par_iter().map(|real| self.cut(real, scale).1).collect();
+            errors.iter().sum()
+        };
+        let tried = raised(scale).map(|scale| (error(scale), scale));
+        tried.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(scale, |(_, scale)| scale)
+    }
+}
+
+/// Scales to be tried where pairs offend, the usual one first.
+fn raised(scale: f32) -> impl Iterator<Item = f32> {
+    SIXTEENTHS.map(move |sixteenths| scale * f32::from(sixteenths) / 16.0)
 }
 
 /// The integers nearest to multiples of the scale.
@@ -273,6 +302,22 @@ mod tests {
         for (row, scale) in out.chunks(27).zip(&scales) {
             assert!(!neighbours.offends(row));
             assert!(*scale >= 1.0 / 127.0 && *scale <= 2.0 / 127.0);
+        }
+    }
+
+    #[test]
+    fn a_single_channel_and_a_scale_for_all_are_raised_too() {
+        let error = |real: &[f32], q: &[i8], scale: f32| -> f32 {
+            real.iter().zip(q).map(|(w, &q)| (w - f32::from(q) * scale).powi(2)).sum()
+        };
+        let real: Vec<f32> = (0..64).map(|i| 1.0 - (i % 7) as f32 * 0.05).collect();
+        for (shape, axis) in [([64, 1], Some(1)), ([1, 64], Some(0)), ([16, 4], None), ([4, 16], None)] {
+            let (mut scales, mut out) = (vec![1.0 / 127.0], vec![0; 64]);
+            quantize(&shape, axis, &real, &mut scales, &mut out);
+            assert!(scales[0] > 1.8 / 127.0, "{shape:?} {axis:?}: {scales:?}");
+            assert!(error(&real, &out, scales[0]) < 64.0 * (scales[0] / 2.0).powi(2), "{shape:?} {axis:?}");
+            let (_, channels) = saturating_channels(&shape, axis == Some(0), &out);
+            assert_eq!(saturating_channels(&shape, axis == Some(0), &out), (0, channels));
         }
     }
 
