@@ -62,6 +62,8 @@ impl Types {
         target.storage = Storage { activation, weight };
         target.rescaling &= target.storage == Storage::default() && !target.symmetric;
         target.per_tensor |= self.per_tensor;
+        // With wider activations no kernel multiplies bytes: there is nothing to saturate.
+        target.saturating_pairs &= matches!(activation, DType::U8 | DType::I8);
         if weight == DType::I4 {
             target.weight_limit = 7;
         }
@@ -202,7 +204,7 @@ mod tests {
         let wide = Types { activation: Some(DType::I16), weight: Some(DType::U8), per_tensor: true };
         wide.settle(&mut target).unwrap();
         assert_eq!(target.storage.opset(), 21);
-        assert!(target.per_tensor && !target.rescaling);
+        assert!(target.per_tensor && !target.rescaling && !target.saturating_pairs);
     }
 
     #[test]
