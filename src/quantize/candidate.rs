@@ -258,9 +258,8 @@ fn candidate(
     let cost = target.integer.get(cost_name(graph, node, id));
     let (work, fixed) = (work(graph, id, &found, seen), target.boundary.node);
     if let Some(cost) = cost {
-        let more = work.outputs * cost.output + work.rows * cost.row + cost.fixed;
-        found.integer_cost = work.units * cost.integer + more + fixed;
-        found.float_cost = work.units * cost.float + fixed;
+        found.integer_cost = work * cost.integer + cost.fixed + fixed;
+        found.float_cost = work * cost.float + fixed;
     }
     if let Rule::Contraction { weight, .. } = rule
         && graph.constant_input(id, weight).is_some()
@@ -268,7 +267,7 @@ fn candidate(
         found.float_cost += target.weight_credit;
     }
     match rule {
-        Rule::Clamp { .. } => found.float_cost = work.units * 0.15 + fixed,
+        Rule::Clamp { .. } => found.float_cost = work * 0.15 + fixed,
         // The node is gone.
         Rule::Rescale { .. } => found.integer_cost = 0.0,
         _ => {}
@@ -337,29 +336,29 @@ fn contract(graph: &Graph, node: &Node, id: NodeId, rule: &Rule) -> Result<(), S
 
 /// Channels that the integer kernel of a depthwise convolution takes at a time.
 const BLOCK: usize = 16;
-/// Products that the integer kernel of other convolutions adds up at a time, and channels that it computes: where either
-/// leaves a rest, all of it is slower.
-const QUAD: usize = 4;
+/// A convolution over a window with fewer weights for an output channel does not fill the integer kernel.
+const SHALLOW: usize = 64;
 
 /// Under which name the target's table has the cost of a node.
 fn cost_name<'a>(graph: &Graph, node: &'a Node, id: NodeId) -> &'a str {
     let constant = |slot| graph.constant_input(id, slot);
     let depthwise = |conv: &Conv| conv.group > 1 && constant(1).is_some_and(|w| w.shape().get(1) == Some(&1));
+    let shallow = |w: &Tensor| match *w.shape() {
+        [_, depth, ref window @ ..] => {
+            let window: usize = window.iter().product();
+            window > 1 && depth * window < SHALLOW
+        }
+        _ => false,
+    };
     let ragged = |conv: &Conv| !conv.group.is_multiple_of(BLOCK);
     match node.op_type.as_str() {
         "Conv" if node.op_as::<Conv>().is_some_and(|c| depthwise(c) && ragged(c)) => "RaggedDepthwiseConv",
         "Conv" if node.op_as::<Conv>().is_some_and(depthwise) => "DepthwiseConv",
-        "Conv" if constant(1).is_some_and(|w| is_ragged(w.shape())) => "RaggedConv",
+        "Conv" if constant(1).is_some_and(shallow) => "ShallowConv",
         "MatMul" if constant(0).is_none() && constant(1).is_none() => "ComputedMatMul",
         "MaxPool" if follows_conv(graph, id) => "NhwcMaxPool",
         op_type => op_type,
     }
-}
-
-/// Does a weight of this shape leave a rest in the integer kernel of convolutions?
-fn is_ragged(weight: &[usize]) -> bool {
-    let Some((channels, rest)) = weight.split_first() else { return false };
-    !channels.is_multiple_of(QUAD) || !rest.iter().product::<usize>().is_multiple_of(QUAD)
 }
 
 /// Does the node read what a Conv writes, be it through a clamp?
@@ -375,38 +374,23 @@ pub fn elements(graph: &Graph, value: ValueId, seen: &Observers<ValueId>) -> f64
     seen.get(limited(graph, value)).map_or(0.0, |o| o.histogram.count() as f64 / o.batches.max(1) as f64)
 }
 
-/// How much there is to do for a node.
-struct Work {
-    /// Multiply-accumulates, or output elements.
-    units: f64,
-    /// Output elements.
-    outputs: f64,
-    /// Rows of all windows that a convolution gathers.
-    rows: f64,
-}
-
-fn work(graph: &Graph, id: NodeId, found: &Candidate, seen: &Observers<ValueId>) -> Work {
+/// Units of work of a node: multiply-accumulates or output elements.
+fn work(graph: &Graph, id: NodeId, found: &Candidate, seen: &Observers<ValueId>) -> f64 {
     let size = |v: ValueId| graph.constant(v).map_or_else(|| elements(graph, v, seen), |t| t.len() as f64);
-    let outputs: f64 = found.outputs.iter().map(|&v| size(v)).sum();
+    let output: f64 = found.outputs.iter().map(|&v| size(v)).sum();
     let input = found.activations.first().map_or(0.0, |&v| size(v));
-    let plain = |units: f64| Work { units, outputs, rows: 0.0 };
     match &found.rule {
         Rule::Contraction { weight, .. } => {
-            let Some(weight) = graph.input(id, *weight) else { return plain(outputs) };
-            match (graph.node(id).op_as::<Conv>(), graph.constant(weight).map(Tensor::shape)) {
-                (Some(_), Some(shape @ [channels, depth, window @ .., width])) => {
-                    let rows: usize = window.iter().product();
-                    let windows = outputs / (*channels).max(1) as f64;
-                    let units = outputs * (depth * rows * width) as f64;
-                    // The one place of a window is read where it lies.
-                    let gathered = if rows * width > 1 || is_ragged(shape) { rows } else { 0 };
-                    Work { units, outputs, rows: windows * gathered as f64 }
+            let Some(weight) = graph.input(id, *weight) else { return output };
+            match (graph.node(id).op_as::<Conv>(), graph.constant(weight)) {
+                (Some(_), Some(w)) => {
+                    output * (w.len() / w.shape().first().copied().unwrap_or(1).max(1)) as f64
                 }
                 // |A|·|B|·|Y| = (M·K)(K·N)(M·N) = (M·K·N)²
-                _ => plain((input * size(weight) * outputs).sqrt()),
+                _ => (input * size(weight) * output).sqrt(),
             }
         }
-        _ if graph.node(id).op_type == "GlobalAveragePool" => plain(input / 20.0),
-        _ => plain(outputs),
+        _ if graph.node(id).op_type == "GlobalAveragePool" => input / 20.0,
+        _ => output,
     }
 }

@@ -115,12 +115,6 @@ pub struct Cost {
     pub integer: f64,
     /// In the float kernel.
     pub float: f64,
-    /// How many more the integer kernel takes than the float one for an output element, whatever is summed up in it.
-    #[serde(default)]
-    pub output: f64,
-    /// How many it takes to gather one row of a window.
-    #[serde(default)]
-    pub row: f64,
     /// How many more the integer kernel takes than the float one before it does any work.
     #[serde(default)]
     pub fixed: f64,
@@ -187,7 +181,7 @@ impl Target {
         let Boundary { quantize, dequantize, layout, node } = self.boundary;
         let own =
             [self.noise_weight, self.size_weight, self.weight_credit, quantize, dequantize, layout, node];
-        let costs = self.integer.values().flat_map(|c| [c.integer, c.float, c.output, c.row, c.fixed]);
+        let costs = self.integer.values().flat_map(|c| [c.integer, c.float, c.fixed]);
         let recurrent = self.recurrent.map(|r| [r.float, r.step, r.dequantize]).into_iter().flatten();
         if let Some(bad) = own.into_iter().chain(recurrent).chain(costs).find(|c| !(0.0..1e12).contains(c)) {
             return Err(Fault::new(format!("{bad} is no cost")));
