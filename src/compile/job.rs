@@ -287,7 +287,7 @@ impl Job<'_> {
     }
 
     /// Stores in integers what float operators read; in recurrent layers, whose states take every error along, only if the
-    /// outputs do not lose more than is gained.
+    /// outputs do not lose more than is gained. Without a judge that is not asked.
     fn store_beside(
         &self,
         graph: &mut Graph,

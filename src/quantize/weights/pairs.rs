@@ -41,7 +41,7 @@ pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut
         scales[0] = neighbours.common(&(0..rows).map(row).collect::<Vec<_>>(), scales[0]);
     }
     let solve = |r: usize| match shared {
-        true => (neighbours.cut(row(r), scales[0]).0, scales[0]),
+        true => (rounded(row(r), scales[0], neighbours.cuttable()).0, scales[0]),
         false => neighbours.solve(row(r), scales[r]),
     };
     let solved: Vec<(Vec<i8>, f32)> = (0..rows).into_par_iter().map(solve).collect();
@@ -165,6 +165,11 @@ impl Neighbours {
         Self { pairs, harmless: window > 1 && depth == window }
     }
 
+    /// The pairs that may not offend.
+    fn cuttable(&self) -> &[(usize, usize)] {
+        if self.harmless { &[] } else { &self.pairs }
+    }
+
     fn offends(&self, q: &[i8]) -> bool {
         self.pairs.iter().any(|&(a, b)| exceeds(q, a, b))
     }
@@ -175,15 +180,11 @@ impl Neighbours {
         self.pairs.iter().for_each(|&(a, b)| cut(q, a, b));
     }
 
-    /// The integers of a channel at this scale, pairs that offend cut, and the squared error of that.
-    fn cut(&self, real: &[f32], scale: f32) -> (Vec<i8>, f64) {
-        let (mut q, mut error) = (vec![0; real.len()], 0.0);
+    /// Does a channel have pairs that offend at this scale?
+    fn offends_at(&self, real: &[f32], scale: f32) -> bool {
+        let mut q = vec![0; real.len()];
         simd::run(Round { real, scale, out: &mut q });
-        if !self.harmless {
-            self.settle(&mut q);
-        }
-        simd::run(Distance { real, scale, q: &q, error: &mut error });
-        (q, error)
+        !self.harmless && self.offends(&q)
     }
 
     /// The integers of a channel and their scale.
@@ -194,17 +195,13 @@ impl Neighbours {
             return (first, scale);
         }
         // With a larger scale all integers are nearer to zero, so no other pair comes to offend.
-        let offenders: Vec<_> = self.pairs.iter().filter(|&&(a, b)| exceeds(&first, a, b)).collect();
-        let mut q = vec![0; real.len()];
+        let offenders =
+            self.pairs.iter().copied().filter(|&(a, b)| exceeds(&first, a, b)).collect::<Vec<_>>();
         let mut best = (f64::INFINITY, first, scale);
         for scale in raised(scale) {
-            simd::run(Round { real, scale, out: &mut q });
-            offenders.iter().for_each(|&&(a, b)| cut(&mut q, a, b));
-            let mut error = 0.0;
-            simd::run(Distance { real, scale, q: &q, error: &mut error });
+            let (q, error) = rounded(real, scale, &offenders);
             if error < best.0 {
-                std::mem::swap(&mut best.1, &mut q);
-                (best.0, best.2) = (error, scale);
+                best = (error, q, scale);
             }
         }
         (best.1, best.2)
@@ -212,13 +209,26 @@ impl Neighbours {
 
     /// The scale that serves all channels together best.
     fn common(&self, channels: &[&[f32]], scale: f32) -> f32 {
+        if !channels.par_iter().any(|real| self.offends_at(real, scale)) {
+            return scale;
+        }
         let error = |scale: f32| -> f64 {
-            let errors: Vec<f64> = channels.par_iter().map(|real| self.cut(real, scale).1).collect();
+            let errors: Vec<f64> =
+                channels.par_iter().map(|real| rounded(real, scale, &self.pairs).1).collect();
             errors.iter().sum()
         };
         let tried = raised(scale).map(|scale| (error(scale), scale));
         tried.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(scale, |(_, scale)| scale)
     }
+}
+
+/// The integers of a channel at this scale, those of these pairs cut that offend, and the squared error of that.
+fn rounded(real: &[f32], scale: f32, pairs: &[(usize, usize)]) -> (Vec<i8>, f64) {
+    let (mut q, mut error) = (vec![0; real.len()], 0.0);
+    simd::run(Round { real, scale, out: &mut q });
+    pairs.iter().for_each(|&(a, b)| cut(&mut q, a, b));
+    simd::run(Distance { real, scale, q: &q, error: &mut error });
+    (q, error)
 }
 
 /// Scales to be tried where pairs offend, the usual one first.
@@ -319,6 +329,15 @@ mod tests {
             let (_, channels) = saturating_channels(&shape, axis == Some(0), &out);
             assert_eq!(saturating_channels(&shape, axis == Some(0), &out), (0, channels));
         }
+    }
+
+    #[test]
+    fn a_scale_for_all_stays_where_no_pair_offends() {
+        let real: Vec<f32> = (0..36).map(|i| if i % 2 == 0 { 1.0 } else { -0.33 }).collect();
+        let (mut scales, mut out) = (vec![1.0 / 127.0], vec![0; 36]);
+        quantize(&[4, 9], None, &real, &mut scales, &mut out);
+        let nearest: Vec<i8> = real.iter().map(|w| (w * 127.0).round_ties_even() as i8).collect();
+        assert_eq!((scales, out), (vec![1.0 / 127.0], nearest));
     }
 
     #[test]
