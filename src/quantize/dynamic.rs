@@ -20,7 +20,7 @@ use super::candidate::Filter;
 use super::insert::label;
 use super::target::Target;
 use super::weight_only::{self, Storage, Stored};
-use super::weights::weight_of;
+use super::weights::{Form, weight_of};
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
 use crate::interpret::Program;
@@ -262,7 +262,7 @@ impl Writer<'_> {
         };
         let array = tensor.array()?;
         let array = if product.transposed { array.transposed(&[1, 0])? } else { array };
-        let constant = weight_of(&array, Some(1), 1.0, &[], self.target.form())?;
+        let constant = weight_of(&array, Some(1), 1.0, &[], Form { by_channel: true, ..self.target.form() })?;
         let scales = constant.scales.iter().map(|s| s * product.alpha).collect();
         let mut add = |what: &str, array: &Array| {
             self.graph.add_constant(&format!("{name}_{what}"), Tensor::from_array(array))

@@ -85,9 +85,8 @@ pub fn solve(
             let bias = bias.filter(|_| target.integer_bias);
             let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
             let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
-            let axis = target.form().axis(&array, channel_axis);
             let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
-            let quantized = weight_of(&array, axis, input.params.scale, &offsets, target.form())?;
+            let quantized = weight_of(&array, channel_axis, input.params.scale, &offsets, target.form())?;
             if let Some((slot, _)) = bias {
                 solved.insert((id, slot), bias_of(&offsets, input.params.scale, &quantized.scales));
             }
@@ -104,15 +103,16 @@ pub fn solve(
     Ok(solved)
 }
 
-/// A weight as symmetric `int8`; one scale for each index along `axis`. `bias` is by channel, or empty. With few steps
-/// scales are those that lose least; with 127 they hold the largest weight.
+/// A weight of this form as symmetric `int8`, given the axis that counts output channels. `bias` is by channel, or empty.
+/// With few steps scales are those that lose least; with 127 they hold the largest weight.
 pub fn weight_of(
     array: &Array,
-    axis: Option<usize>,
+    channel_axis: Option<usize>,
     input_scale: f32,
     bias: &[f32],
     form: Form,
 ) -> Result<Constant, Fault> {
+    let axis = form.axis(array, channel_axis);
     let real = array.slice::<f32>()?;
     let channels = axis.map_or(1, |a| array.shape()[a]);
     let inner: usize = axis.map_or(1, |a| array.shape()[a + 1..].iter().product::<usize>()).max(1);
@@ -136,7 +136,7 @@ pub fn weight_of(
     }
     let mut elements = vec![0i8; real.len()];
     if form.pairs && form.limit == FULL && array.rank() >= 2 {
-        pairs::quantize(array.shape(), axis, real, &mut scales, &mut elements);
+        pairs::quantize(array.shape(), channel_axis == Some(0), real, &mut scales, &mut elements);
     } else {
         for (i, (q, &w)) in elements.iter_mut().zip(real).enumerate() {
             *q = nearest(w, scales[channel(i)], form.limit);

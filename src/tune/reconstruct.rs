@@ -441,3 +441,6 @@ impl Solver<'_> {
         Ok(solved)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -183,8 +183,7 @@ impl Subject<'_> {
             let array = self.graph.constant(value)?.array().ok()?;
             let range = choices.get(c.activations.first()?)?.range;
             let scale = QuantParams::asymmetric(range.lo, range.hi, DType::U8).scale;
-            let axis = self.target.form().axis(&array, channel_axis);
-            let constant = weights::weight_of(&array, axis, scale, &[], self.target.form()).ok()?;
+            let constant = weights::weight_of(&array, channel_axis, scale, &[], self.target.form()).ok()?;
             Some(Trial::Weight(id, value, constant.dequantized().ok()?))
         };
         self.candidates.iter().filter_map(trial).collect()

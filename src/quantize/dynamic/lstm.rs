@@ -7,7 +7,7 @@ use crate::ir::{Array, DType, Graph, NodeId, Tensor, Value, ValueId, attribute};
 use crate::ops::recurrent::Recurrent;
 use crate::passes::node;
 use crate::quantize::target::Target;
-use crate::quantize::weights::weight_of;
+use crate::quantize::weights::{Form, weight_of};
 
 /// Domain of ONNX Runtime's own operators.
 const DOMAIN: &str = "com.microsoft";
@@ -82,7 +82,7 @@ fn quantized(array: &Array, target: &Target) -> Result<(Array, Array), Fault> {
     let (mut elements, mut scales) = (Vec::new(), Vec::new());
     for part in turned.slice::<f32>()?.chunks((inputs * gates).max(1)) {
         let part = Array::new(&[inputs, gates], part.to_vec())?;
-        let constant = weight_of(&part, Some(1), 1.0, &[], target.form())?;
+        let constant = weight_of(&part, Some(1), 1.0, &[], Form { by_channel: true, ..target.form() })?;
         elements.extend_from_slice(constant.elements.slice::<i8>()?);
         scales.extend(constant.scales);
     }

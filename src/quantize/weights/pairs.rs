@@ -15,10 +15,11 @@ pub const LIMIT: i32 = 128;
 /// Scales tried for a channel with offenders, as multiples of the usual one, in sixteenths.
 const SIXTEENTHS: std::ops::RangeInclusive<u16> = 16..=32;
 
-/// Quantizes a weight of at least two axes; raises `scales` where that lessens the error.
-pub fn quantize(shape: &[usize], axis: Option<usize>, real: &[f32], scales: &mut [f32], out: &mut [i8]) {
+/// Quantizes a weight of at least two axes whose output channels lie along the first axis, or along the last; raises
+/// `scales`, one for each or one for all, where that lessens the error.
+pub fn quantize(shape: &[usize], by_row: bool, real: &[f32], scales: &mut [f32], out: &mut [i8]) {
     let columns = shape[shape.len() - 1];
-    let by_column = axis != Some(0);
+    let by_column = !by_row;
     // One row for each output channel, its products in the order of summation.
     let (rows, depth) = if by_column {
         (columns, real.len() / columns.max(1))
@@ -96,7 +97,8 @@ pub fn saturating_channels(shape: &[usize], by_row: bool, quantized: &[i8]) -> (
 /// Cuts the pairs that can saturate, and nothing else; the scales stay.
 pub fn settle(shape: &[usize], axis: Option<usize>, quantized: &mut [i8]) {
     let (Some(&first), Some(&last)) = (shape.first(), shape.last()) else { return };
-    let by_row = axis == Some(0);
+    // With one scale for all, windows tell a convolution, whose channels come first.
+    let by_row = axis == Some(0) || (axis.is_none() && shape.len() > 2);
     let channels = if by_row { first } else { last };
     if channels == 0 || quantized.is_empty() {
         return;
@@ -307,7 +309,7 @@ mod tests {
         let real: Vec<f32> = (0..108).map(|i| ((i * 37 % 101) as f32 - 30.0) / 71.0).collect();
         let mut scales = vec![71.0 / 71.0 / 127.0; 4];
         let mut out = vec![0; 108];
-        quantize(&shape, Some(0), &real, &mut scales, &mut out);
+        quantize(&shape, true, &real, &mut scales, &mut out);
         let neighbours = Neighbours::new(27, 9);
         for (row, scale) in out.chunks(27).zip(&scales) {
             assert!(!neighbours.offends(row));
@@ -321,13 +323,26 @@ mod tests {
             real.iter().zip(q).map(|(w, &q)| (w - f32::from(q) * scale).powi(2)).sum()
         };
         let real: Vec<f32> = (0..64).map(|i| 1.0 - (i % 7) as f32 * 0.05).collect();
-        for (shape, axis) in [([64, 1], Some(1)), ([1, 64], Some(0)), ([16, 4], None), ([4, 16], None)] {
+        for (shape, by_row) in [([64, 1], false), ([1, 64], true), ([16, 4], false), ([4, 16], true)] {
             let (mut scales, mut out) = (vec![1.0 / 127.0], vec![0; 64]);
-            quantize(&shape, axis, &real, &mut scales, &mut out);
-            assert!(scales[0] > 1.8 / 127.0, "{shape:?} {axis:?}: {scales:?}");
-            assert!(error(&real, &out, scales[0]) < 64.0 * (scales[0] / 2.0).powi(2), "{shape:?} {axis:?}");
-            let (_, channels) = saturating_channels(&shape, axis == Some(0), &out);
-            assert_eq!(saturating_channels(&shape, axis == Some(0), &out), (0, channels));
+            quantize(&shape, by_row, &real, &mut scales, &mut out);
+            assert!(scales[0] > 1.8 / 127.0, "{shape:?} {by_row}: {scales:?}");
+            assert!(error(&real, &out, scales[0]) < 64.0 * (scales[0] / 2.0).powi(2), "{shape:?} {by_row}");
+            let (_, channels) = saturating_channels(&shape, by_row, &out);
+            assert_eq!(saturating_channels(&shape, by_row, &out), (0, channels));
+        }
+    }
+
+    #[test]
+    fn with_one_scale_too_pairs_lie_along_channels() {
+        let form = super::super::Form { limit: FULL, by_channel: false, pairs: true };
+        let real: Vec<f32> = (0..108).map(|i| ((i * 37 % 101) as f32 - 30.0) / 71.0).collect();
+        for (shape, axis) in [(vec![4, 3, 3, 3], 0), (vec![4, 27], 0), (vec![27, 4], 1)] {
+            let array = crate::ir::Array::new(&shape, real.clone()).unwrap();
+            let found = super::super::weight_of(&array, Some(axis), 1.0, &[], form).unwrap();
+            let q = found.elements.slice::<i8>().unwrap();
+            assert_eq!(found.scales.len(), 1);
+            assert_eq!(saturating_channels(&shape, axis == 0, q), (0, 4), "{shape:?}");
         }
     }
 
@@ -335,7 +350,7 @@ mod tests {
     fn a_scale_for_all_stays_where_no_pair_offends() {
         let real: Vec<f32> = (0..36).map(|i| if i % 2 == 0 { 1.0 } else { -0.33 }).collect();
         let (mut scales, mut out) = (vec![1.0 / 127.0], vec![0; 36]);
-        quantize(&[4, 9], None, &real, &mut scales, &mut out);
+        quantize(&[4, 9], false, &real, &mut scales, &mut out);
         let nearest: Vec<i8> = real.iter().map(|w| (w * 127.0).round_ties_even() as i8).collect();
         assert_eq!((scales, out), (vec![1.0 / 127.0], nearest));
     }
@@ -344,7 +359,7 @@ mod tests {
     fn harmless_channels_keep_their_scale() {
         let mut out = vec![0; 4];
         let mut scales = vec![0.01, 0.01];
-        quantize(&[2, 2], Some(1), &[1.27, -0.3, -1.27, 0.2], &mut scales, &mut out);
+        quantize(&[2, 2], false, &[1.27, -0.3, -1.27, 0.2], &mut scales, &mut out);
         assert_eq!((out, scales), (vec![127, -30, -127, 20], vec![0.01, 0.01]));
     }
 }
