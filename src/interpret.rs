@@ -34,6 +34,7 @@
 //! * Arm: QLinearAdd works with fixed-point factors of 22 bits and rounds halves up, and may differ by one step.
 //!   Float sums come in another order again.
 
+pub mod adjoint;
 mod build;
 mod control;
 mod fuse;

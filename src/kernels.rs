@@ -16,6 +16,7 @@ pub mod normalize;
 pub mod number;
 pub mod pool;
 pub mod product;
+pub mod random;
 pub mod real;
 pub mod recurrence;
 pub mod recurrent;

@@ -215,14 +215,21 @@ impl Job<'_> {
         Ok(Prepared { smoothed, calibration, choices, candidates })
     }
 
-    /// What each value and each weight alone does to the outputs.
-    pub fn measure(&self, graph: &Graph, ready: &Prepared, samples: &Samples) -> Result<Measured, Error> {
+    /// What each value and each weight alone does to the outputs; exactly, or as far as it takes to decide.
+    pub fn measure(
+        &self,
+        graph: &Graph,
+        ready: &Prepared,
+        samples: &Samples,
+        exact: bool,
+    ) -> Result<Measured, Error> {
         let subject = Subject {
             graph,
             candidates: &ready.candidates.integer,
             seen: &ready.calibration.seen,
             calibrator: self.calibrator(),
             target: self.target,
+            exact,
         };
         subject.measure(&ready.choices, samples, &|done, total| (self.watch)("measuring", done, total))
     }
@@ -327,7 +334,7 @@ impl Job<'_> {
             // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
             let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
             let job = Job { held_out: None, target, ..*self };
-            let measured = &job.measure(graph, &ready, samples)?;
+            let measured = &job.measure(graph, &ready, samples, false)?;
             let judge = &*judge.insert(Judge::new(graph, samples)?);
             let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
             let (own, exam) = (choices, exam.as_ref());

@@ -61,7 +61,7 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
     let graph = &mut model.graph;
     let job = Job { samples: Some(&samples), known: None, held_out: None, target: &target, options, watch };
     let ready = job.prepare(graph)?;
-    let measured = job.measure(graph, &ready, &samples)?;
+    let measured = job.measure(graph, &ready, &samples, true)?;
     let judge = Judge::new(graph, &samples)?;
     let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
     let search = Search {

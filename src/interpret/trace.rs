@@ -1,14 +1,21 @@
 //! What if a value had been another? A run whose values are all kept, and replays that compute again only what
 //! depends on a change.
 
-use super::{Action, Program, Watch, data};
+use super::{Action, Program, Step, Watch, data};
 use crate::budget;
 use crate::error::{Error, Fault};
-use crate::ir::{Array, Datum, Extent, ValueId};
+use crate::ir::{Array, Datum, Extent, NodeId, ValueId};
 
 /// Every value of one run, constants included.
 pub struct Trace {
     values: Vec<Option<Datum>>,
+}
+
+impl Trace {
+    /// What a slot held, if it is a tensor.
+    pub(super) fn tensor(&self, slot: usize) -> Option<&Array> {
+        self.values[slot].as_ref()?.as_tensor().ok()
+    }
 }
 
 impl Program {
@@ -35,6 +42,17 @@ impl Program {
         trace.values.get(*self.slots.get(&id)?)?.as_ref()?.as_tensor().ok()
     }
 
+    /// What a node alone would make of other inputs: those of the run, with `array` in place of the value `id`. `None` if
+    /// the node did not run or makes no tensor.
+    pub fn once(&self, trace: &Trace, node: NodeId, (id, array): (ValueId, &Array)) -> Option<Array> {
+        let step = self.steps.iter().find(|step| step.node == node)?;
+        let mut values = trace.values.clone();
+        values[*self.slots.get(&id)?] = Some(Datum::Tensor(array.clone()));
+        step.run(&mut values).ok()?;
+        let &(slot, _) = step.outputs.first()?.as_ref()?;
+        values[slot].take()?.tensor().ok()
+    }
+
     /// What `wanted` would be if these values had been others; `None` where a value was not computed. Constants can be
     /// changed like any value.
     pub fn replay(
@@ -54,7 +72,9 @@ impl Program {
             let slot = slot(id)?;
             (values[slot], role[slot]) = (Some(Datum::Tensor(array.clone())), Role::Given);
         }
-        for step in &self.steps {
+        let makes = |step: &Step| step.outputs.iter().flatten().any(|(slot, _)| wanted.contains(slot));
+        let end = self.steps.iter().rposition(makes).map_or(0, |last| last + 1);
+        for step in &self.steps[..end] {
             let changed = |s: &usize| role[*s] != Role::Kept;
             let outer = match &step.action {
                 Action::Control { outer, .. } => outer.values().any(changed),

@@ -81,6 +81,12 @@ pub struct Rescaled {
 }
 
 impl Plan {
+    /// Are the same nodes integer, with the same parameters of their activations?
+    pub fn is_like(&self, other: &Self) -> bool {
+        let params = |plan: &Self| plan.activations.iter().map(|(&id, a)| (id, a.params)).collect::<Vec<_>>();
+        self.placement.integer.keys().eq(other.placement.integer.keys()) && params(self) == params(other)
+    }
+
     /// Solves the parameters of all integer nodes.
     pub fn solve(
         graph: &Graph,

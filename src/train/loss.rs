@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use crate::error::Fault;
 use crate::fail;
+use crate::interpret::adjoint::accumulate;
 use crate::ir::{Array, Graph, ValueId};
 use crate::kernels::softmax::log_softmax;
 use crate::ops::softmax::{Kind, Softmax};
@@ -178,7 +179,7 @@ impl Loss {
             let mut add = |(loss, gradient): Lost| -> Result<(), Fault> {
                 let scaled = gradient.slice::<f32>()?.iter().map(|g| g * share as f32).collect();
                 let mut sum = lost.take().map(|l| l.1);
-                super::tape::accumulate(&mut sum, Array::new(gradient.shape(), scaled)?)?;
+                accumulate(&mut sum, Array::new(gradient.shape(), scaled)?)?;
                 total += loss * share;
                 lost = sum.map(|g| (0.0, g));
                 Ok(())

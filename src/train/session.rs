@@ -16,11 +16,13 @@ use super::loss::{self, Loss};
 use super::metric::metric;
 use super::optimizer::{Optimizer, Rates};
 use super::student::Student;
-use super::tape::{Tape, accumulate};
+use super::tape::Tape;
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
+use crate::interpret::adjoint::accumulate;
 use crate::interpret::{Numerics, Program};
 use crate::ir::{Array, Graph, ValueId};
+use crate::kernels::random::split_mix_64;
 
 /// Bytes of the teacher's answers that are kept; if there are more, they are computed each time.
 const ANSWERS: usize = 256 << 20;
@@ -417,11 +419,7 @@ fn shuffled(count: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     let mut state = seed;
     for i in (1..count).rev() {
-        // splitmix64
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        order.swap(i, ((z ^ (z >> 31)) % (i as u64 + 1)) as usize);
+        order.swap(i, (split_mix_64(&mut state) % (i as u64 + 1)) as usize);
     }
     order
 }

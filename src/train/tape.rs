@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use crate::budget;
 use crate::error::{Error, Fault};
+use crate::interpret::adjoint::accumulate;
 use crate::interpret::{node_label, room};
 use crate::ir::{Array, Graph, NodeId, Op, Run, ValueId, schedule};
-use crate::ops::operand::{Real, elements};
 
 /// A graph that can be run forward and backward.
 pub struct Tape {
@@ -322,22 +322,4 @@ impl Tape {
         }
         Ok(())
     }
-}
-
-/// Adds a contribution to a gradient.
-pub fn accumulate(sum: &mut Option<Array>, more: Array) -> Result<(), Fault> {
-    fn added<T: Real>(a: &Array, b: &Array) -> Result<Array, Fault> {
-        let (a_values, b_values) = (T::read(a)?, T::read(b)?);
-        let pairs = elements(&a_values)?.iter().zip(elements(&b_values)?);
-        T::array(a.shape(), pairs.map(|(&a, &b)| a + b).collect())
-    }
-    *sum = Some(match sum.take() {
-        None => more,
-        Some(old) if old.shape() != more.shape() => {
-            crate::fail!("gradients of shape {:?} and {:?}", old.shape(), more.shape())
-        }
-        Some(old @ Array::F64(_)) => added::<f64>(&old, &more)?,
-        Some(old) => added::<f32>(&old, &more)?,
-    });
-    Ok(())
 }

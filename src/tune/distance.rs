@@ -45,6 +45,16 @@ impl Part {
         Self { value, softmax: None }
     }
 
+    /// Takes off what all logits of a row have in common.
+    pub fn centre(&self, shape: &[usize], values: &mut [f32]) {
+        let Some((outer, n, inner)) = self.rows(shape) else { return };
+        for row in 0..outer * inner {
+            let place = |i: usize| (row / inner * n + i) * inner + row % inner;
+            let mean = (0..n).map(|i| values[place(i)]).sum::<f32>() / n as f32;
+            (0..n).for_each(|i| values[place(i)] -= mean);
+        }
+    }
+
     /// The extents before, along and after each row of logits; none if it has none.
     fn rows(&self, shape: &[usize]) -> Option<(usize, usize, usize)> {
         let op: &dyn Any = self.softmax.as_deref()?;
@@ -159,6 +169,11 @@ impl Distance {
     pub fn merge(&mut self, other: &Self) {
         self.noise += other.noise;
         self.signal += other.signal;
+    }
+
+    /// Power of the signal.
+    pub fn signal(&self) -> f64 {
+        self.signal
     }
 
     /// Noise over signal; `None` if there was no signal.

@@ -3,12 +3,18 @@
 //! A few samples are run once, all values kept. Then each value in turn is rounded to 8 bits and what depends on it is
 //! computed again: half of the graph on average. The noise that arrives at the outputs is what the placement weighs
 //! against time, so that an operator whose output is hard to represent *and* matters stays float.
+//!
+//! Most of the noise comes from few values, and small changes of all the others can be followed together by gradients
+//! (`probes`). So where there is much to try, gradients tell first what is loud, and only that is computed again.
+
+mod probes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use self::probes::{Estimate, Probes};
 use super::distance::{Distance, judged, mean_ratio};
 use crate::calibrate::observer::Observers;
 use crate::calibrate::read::Samples;
@@ -27,8 +33,17 @@ const LEAST: usize = 2;
 const MOST: usize = 4;
 /// Runs of the graph that may be spent for each calibration sample.
 const RUNS_A_SAMPLE: f64 = 1.5;
+/// With more trials than this, gradients say first which are worth a run.
+const FEW: usize = 300;
+/// The share of the trials that are run then, the loudest.
+const LOUD: f64 = 0.25;
+/// What costs less than this, as a share of the float time, is not worth a run.
+const CHEAP: f64 = 1e-3;
+/// A change by more than this share of a value's mean deviation is not small: gradients do not tell what it does.
+const SMALL: f64 = 0.1;
 /// Ranges that differ by less than this share are not worth telling apart.
 const ALIKE: f32 = 0.02;
+
 /// The graph, what was seen of its values, and what may become integer.
 pub struct Subject<'a> {
     /// The graph to be quantized.
@@ -41,6 +56,8 @@ pub struct Subject<'a> {
     pub calibrator: Calibrator,
     /// The target.
     pub target: &'a Target,
+    /// Try everything, however quiet gradients say that it is.
+    pub exact: bool,
 }
 
 /// What is left of a weight's noise when it is rounded for what it computes (see [`super::rounding`]).
@@ -104,7 +121,7 @@ impl Subject<'_> {
         trials.extend(self.weights(choices));
         let allowed = RUNS_A_SAMPLE * samples.len() as f64 / (trials.len() as f64 / 2.0).max(1.0);
         let picked = self.picked((allowed as usize).clamp(LEAST, MOST), samples.len());
-        let ratios = run(self.graph, &trials, samples, &picked, progress)?;
+        let ratios = self.ratios(&trials, samples, &picked, progress)?;
         let mut measured = Measured::default();
         for (trial, ratio) in trials.iter().zip(ratios) {
             match trial {
@@ -113,6 +130,51 @@ impl Subject<'_> {
             }
         }
         Ok(measured)
+    }
+
+    /// The noise over signal that each trial brings to the outputs, over the samples of these indices.
+    fn ratios(
+        &self,
+        trials: &[Trial],
+        samples: &Samples,
+        picked: &[usize],
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Vec<f64>, Error> {
+        let (program, judged) = (Program::new(self.graph)?, judged(self.graph));
+        let values: Vec<ValueId> = judged.iter().map(|part| part.value).collect();
+        let all = trials.len() * picked.len();
+        progress(0, all);
+        let mut estimates = Vec::new();
+        let mut run = vec![true; trials.len()];
+        if !self.exact && trials.len() > FEW {
+            let probes = Probes { graph: self.graph, program: &program, judged: &judged, trials };
+            // An operator may know no gradient for these types: then every trial is run.
+            if let Ok(found) = probes.estimate(samples, picked) {
+                run = loud(trials, &found, self.target.noise_weight);
+                estimates = found;
+            }
+        }
+        let mut totals = vec![vec![Distance::default(); judged.len()]; trials.len()];
+        let done = AtomicUsize::new(run.iter().filter(|run| !**run).count() * picked.len());
+        for &index in picked {
+            let trace = program.trace(&samples.load(index)?)?;
+            let tried = totals.par_iter_mut().zip(trials).zip(&run).filter(|(_, run)| **run);
+            tried.try_for_each(|((total, trial), _)| {
+                // A sample may not reach a value: then it says nothing about it.
+                if let Some(change) = change(&program, &trace, trial) {
+                    let found = program.replay(&trace, &[change], &values)?;
+                    for ((distance, part), found) in total.iter_mut().zip(&judged).zip(&found) {
+                        let wanted = program.traced(&trace, part.value);
+                        wanted.iter().for_each(|w| distance.add(part, w, found.as_ref()));
+                    }
+                }
+                progress(1 + done.fetch_add(1, Ordering::Relaxed), all);
+                Ok::<_, Error>(())
+            })?;
+        }
+        let told = |index: usize| estimates.get(index)?.as_ref().filter(|_| !run[index]).map(|e| e.ratio);
+        let ratio = |(index, parts): (usize, &Vec<_>)| told(index).unwrap_or_else(|| mean_ratio(parts));
+        Ok(totals.iter().enumerate().map(ratio).collect())
     }
 
     /// Which samples to run: half of them those in which the outputs are highest, for there the detector detects and the
@@ -190,39 +252,36 @@ impl Subject<'_> {
     }
 }
 
+/// Which trials must be run: those of the loudest values and weights, and those of which gradients do not tell enough. All
+/// of a value's are, if one of them is.
+fn loud(trials: &[Trial], estimates: &[Option<Estimate>], noise_weight: f64) -> Vec<bool> {
+    let mut units: BTreeMap<_, (f64, Vec<usize>)> = BTreeMap::new();
+    for (index, (trial, estimate)) in trials.iter().zip(estimates).enumerate() {
+        let unit = match trial {
+            Trial::Value(id, ..) => (*id, None),
+            Trial::Weight(node, value, _) => (*value, Some(*node)),
+        };
+        let told = estimate.as_ref().filter(|e| e.own <= SMALL && e.ratio.is_finite());
+        let (loudness, members) = units.entry(unit).or_default();
+        *loudness = loudness.max(told.map_or(f64::INFINITY, |e| e.ratio));
+        members.push(index);
+    }
+    let mut units: Vec<_> = units.into_values().collect();
+    units.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut run, mut count) = (vec![false; trials.len()], 0.0);
+    for (loudness, members) in units {
+        let matters = noise_weight * loudness > CHEAP && count < LOUD * trials.len() as f64;
+        if loudness.is_infinite() || matters {
+            count += members.len() as f64;
+            members.into_iter().for_each(|index| run[index] = true);
+        }
+    }
+    run
+}
+
 fn alike(a: &Choice, b: &Choice) -> bool {
     let width = (a.range.hi - a.range.lo).max(b.range.hi - b.range.lo);
     (a.range.hi - b.range.hi).abs() <= ALIKE * width && (a.range.lo - b.range.lo).abs() <= ALIKE * width
-}
-
-/// The noise over signal that each trial brings to the outputs, over the samples of these indices.
-fn run(
-    graph: &Graph,
-    trials: &[Trial],
-    samples: &Samples,
-    picked: &[usize],
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Vec<f64>, Error> {
-    let (program, judged) = (Program::new(graph)?, judged(graph));
-    let values: Vec<ValueId> = judged.iter().map(|part| part.value).collect();
-    let mut totals = vec![vec![Distance::default(); judged.len()]; trials.len()];
-    let done = AtomicUsize::new(0);
-    for &index in picked {
-        let trace = program.trace(&samples.load(index)?)?;
-        totals.par_iter_mut().zip(trials).try_for_each(|(total, trial)| {
-            // A sample may not reach a value: then it says nothing about it.
-            if let Some(change) = change(&program, &trace, trial) {
-                let found = program.replay(&trace, &[change], &values)?;
-                for ((distance, part), found) in total.iter_mut().zip(&judged).zip(&found) {
-                    let wanted = program.traced(&trace, part.value);
-                    wanted.iter().for_each(|w| distance.add(part, w, found.as_ref()));
-                }
-            }
-            progress(1 + done.fetch_add(1, Ordering::Relaxed), trials.len() * picked.len());
-            Ok::<_, Error>(())
-        })?;
-    }
-    Ok(totals.iter().map(|parts| mean_ratio(parts)).collect())
 }
 
 /// What the trial changes in this run.

@@ -31,6 +31,8 @@ const WORTHWHILE: f64 = 0.995;
 const DEARER: [f64; 3] = [3.0, 10.0, 30.0];
 /// Less than this share of the cost is not worth a float operator between integer ones.
 const BROKEN: f64 = 0.98;
+/// More than this share of the best one's cost on a quarter of the samples is given up.
+const LOST: f64 = 1.1;
 
 /// To keep a bound, noise is made three times dearer at most this often: then hardly anything is left in integers.
 const STEPS: usize = 12;
@@ -61,7 +63,8 @@ struct Attempt {
     graph: Graph,
     share: f64,
     dearer: f64,
-    /// Noise over signal at the outputs, on the samples that judge.
+    /// Noise over signal at the outputs, on a quarter of the samples that judge and on all of them.
+    quarter: f64,
     noise: f64,
     /// Time and noise in the currency of the target: shares of the float time.
     cost: f64,
@@ -92,15 +95,17 @@ impl Search<'_> {
         let mut best = self.attempt(CLIPPING[0], 1.0)?;
         let before = best.noise;
         for &share in &CLIPPING[1..] {
-            let other = self.attempt(share, 1.0)?;
-            if other.cost < best.cost * WORTHWHILE {
+            if let Some(other) = self.rival(&best, share, 1.0)?
+                && other.cost < best.cost * WORTHWHILE
+            {
                 best = other;
             }
         }
         for dearer in DEARER {
-            let other = self.attempt(best.share, dearer)?;
             let worthwhile = if best.dearer > 1.0 { 1.0 } else { BROKEN };
-            if other.cost < best.cost * worthwhile {
+            if let Some(other) = self.rival(&best, best.share, dearer)?
+                && other.cost < best.cost * worthwhile
+            {
                 best = other;
             }
         }
@@ -122,17 +127,47 @@ impl Search<'_> {
     }
 
     fn attempt(&self, share: f64, dearer: f64) -> Result<Attempt, Error> {
+        let open = self.open(share, dearer)?;
+        let (quarter, noise) = self.noise(&open, &|_| false)?;
+        let noise = noise.unwrap_or_default();
+        Ok(Attempt { quarter, noise, cost: self.cost(&open, noise), ..open })
+    }
+
+    /// An attempt that is other than the best and may be better.
+    fn rival(&self, best: &Attempt, share: f64, dearer: f64) -> Result<Option<Attempt>, Error> {
+        let open = self.open(share, dearer)?;
+        if open.plan.is_like(&best.plan) {
+            return Ok(None);
+        }
+        let lost = self.cost(best, best.quarter) * LOST;
+        let (quarter, noise) = self.noise(&open, &|quarter| self.cost(&open, quarter) > lost)?;
+        Ok(noise.map(|noise| Attempt { quarter, noise, cost: self.cost(&open, noise), ..open }))
+    }
+
+    /// An attempt before it is judged.
+    fn open(&self, share: f64, dearer: f64) -> Result<Attempt, Error> {
         let (picked, noise) = self.measured.pick(share);
         let mut choices = self.own.clone();
         choices.extend(picked);
         let plan = (self.solve)((self.target.noise_weight * dearer, &noise, &choices))?;
         let mut graph = self.graph.clone();
         insert::insert(&mut graph, &plan);
-        let noise = if plan.activations.is_empty() { 0.0 } else { self.judge.noise(&graph)? };
-        let counted = if share > 0.0 { noise * CLIPPED } else { noise };
-        let size = self.target.size_weight * plan.placement.float_weights;
-        let cost = plan.placement.time + size + self.target.noise_weight * counted;
-        Ok(Attempt { plan, graph, share, dearer, noise, cost })
+        Ok(Attempt { plan, graph, share, dearer, quarter: 0.0, noise: 0.0, cost: 0.0 })
+    }
+
+    /// Noise over signal on a quarter of the samples, and on all unless it is to be given up.
+    fn noise(&self, attempt: &Attempt, give_up: &dyn Fn(f64) -> bool) -> Result<(f64, Option<f64>), Error> {
+        if attempt.plan.activations.is_empty() {
+            return Ok((0.0, Some(0.0)));
+        }
+        self.judge.race(&attempt.graph, give_up)
+    }
+
+    fn cost(&self, attempt: &Attempt, noise: f64) -> f64 {
+        let counted = if attempt.share > 0.0 { noise * CLIPPED } else { noise };
+        let placement = &attempt.plan.placement;
+        let size = self.target.size_weight * placement.float_weights;
+        placement.time + size + self.target.noise_weight * counted
     }
 
     /// The fastest attempt found that keeps the bound: noise is made dearer until it does, then as cheap as it may be.

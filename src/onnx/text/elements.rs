@@ -5,6 +5,7 @@ use half::{bf16, f16};
 
 use super::parse::string_pairs;
 use super::scan::{Literal, Number, Parse, Scanner};
+use crate::kernels::random::split_mix_64;
 use crate::proto::{
     TensorProto,
     tensor_proto::{DataLocation, DataType},
@@ -90,14 +91,6 @@ fn random(s: &mut Scanner, mark: usize, tensor: &mut TensorProto) -> Parse<()> {
         push(tensor, Literal::Number(Number { int, single: double as f32, double }), s, mark)?;
     }
     Ok(())
-}
-
-/// The next output of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-fn split_mix_64(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Appends an element to the typed field that the element type is stored in.
