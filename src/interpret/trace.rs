@@ -14,7 +14,7 @@ pub struct Trace {
 impl Trace {
     /// What a slot held, if it is a tensor.
     pub(super) fn tensor(&self, slot: usize) -> Option<&Array> {
-        self.values[slot].as_ref()?.as_tensor().ok()
+        self.values.get(slot)?.as_ref()?.as_tensor().ok()
     }
 }
 
@@ -39,7 +39,7 @@ impl Program {
 
     /// A value of the run; `None` if it was not computed or is no tensor.
     pub fn traced<'a>(&self, trace: &'a Trace, id: ValueId) -> Option<&'a Array> {
-        trace.values.get(*self.slots.get(&id)?)?.as_ref()?.as_tensor().ok()
+        trace.tensor(*self.slots.get(&id)?)
     }
 
     /// What a node alone would make of other inputs: those of the run, with `array` in place of the value `id`. `None` if

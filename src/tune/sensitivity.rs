@@ -296,3 +296,30 @@ fn change(program: &Program, trace: &Trace, trial: &Trial) -> Option<(ValueId, A
     fake_quantize_slice(&mut values, params.scale, params.zero_point, low, high);
     Some((id, Array::new(array.shape(), values).ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{import, text};
+
+    #[test]
+    fn the_loudest_quarter_is_run_and_what_gradients_do_not_tell() {
+        let source = r#"<ir_version: 8, opset_import: ["" : 17]>
+            g (float[3] a, float[3] b, float[3] c, float[3] d) => (float[3] y) { y = Sum (a, b, c, d) }"#;
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let params = QuantParams::asymmetric(-1.0, 1.0, DType::U8);
+        // Two trials of each value: it is run with both ranges or with none.
+        let trials: Vec<Trial> =
+            graph.inputs.iter().flat_map(|&v| [(); 2].map(|()| Trial::Value(v, params, None))).collect();
+        let told = |ratio, own| Some(Estimate { ratio, own });
+        let quiet = told(1e-9, 0.01);
+        let run = |estimates: [Option<Estimate>; 8]| loud(&trials, &estimates, 20.0);
+        let both = |of: [bool; 4]| of.into_iter().flat_map(|x| [x, x]).collect::<Vec<bool>>();
+        let loudest =
+            [told(1e-3, 0.01), told(1e-3, 0.01), quiet, told(1e-2, 0.01), quiet, quiet, quiet, quiet];
+        assert_eq!(run(loudest), both([false, true, false, false]));
+        assert_eq!(run([quiet; 8]), [false; 8]);
+        let untold = [quiet, quiet, None, quiet, told(1e-9, 0.2), quiet, told(f64::NAN, 0.0), quiet];
+        assert_eq!(run(untold), both([false, true, true, true]));
+    }
+}

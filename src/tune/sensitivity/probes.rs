@@ -236,4 +236,45 @@ mod tests {
             assert!(off.abs() < 2.0, "{off} dB off {exact:e}");
         }
     }
+    #[test]
+    fn estimates_over_samples_are_near_the_trials_and_the_same_on_any_number_of_threads() {
+        let graph = import(text::parse(SOURCE).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let program = Program::new(&graph).unwrap();
+        let id = |name: &str| graph.find(name).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for sample in 0..32 {
+            let value = |i: usize| ((i * 7919 + sample * 104_729) % 2003) as f32 / 1001.0 - 1.0;
+            let x = ndarray::Array2::from_shape_fn((16, 32), |(i, j)| value(i * 32 + j));
+            ndarray_npy::write_npy(dir.path().join(format!("{sample}.npy")), &x).unwrap();
+        }
+        let inputs = crate::calibrate::read::open_inputs(&graph).unwrap();
+        let samples = crate::calibrate::read::open(dir.path(), &inputs, None).unwrap();
+        let params = QuantParams::asymmetric(-2.0, 2.0, DType::U8);
+        let (node, _) = graph.producer(id("n")).unwrap();
+        let weight = graph.constant(id("b")).unwrap().array().unwrap();
+        let coarse = weight.slice::<f32>().unwrap().iter().map(|x| (x * 64.0).round() / 64.0).collect();
+        let coarse = Array::new(weight.shape(), coarse).unwrap();
+        let trials = [Trial::Value(id("m"), params, None), Trial::Weight(node, id("b"), coarse)];
+        let judged = [Part::output(id("y"))];
+        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials };
+        let picked: Vec<usize> = (0..32).collect();
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let found = pool.install(|| probes.estimate(&samples, &picked)).unwrap();
+            found.into_iter().map(|e| e.unwrap().ratio).collect::<Vec<f64>>()
+        };
+        let estimates = on(1);
+        assert_eq!(estimates, on(3));
+        for (trial, estimate) in trials.iter().zip(estimates) {
+            let mut distance = Distance::default();
+            for &index in &picked {
+                let trace = program.trace(&samples.load(index).unwrap()).unwrap();
+                let change = change(&program, &trace, trial).unwrap();
+                let found = program.replay(&trace, &[change], &[id("y")]).unwrap();
+                distance.add(&judged[0], program.traced(&trace, id("y")).unwrap(), found[0].as_ref());
+            }
+            let off = 10.0 * libm::log10(estimate / distance.ratio().unwrap());
+            assert!(off.abs() < 1.5, "{off} dB off");
+        }
+    }
 }
