@@ -24,11 +24,12 @@
 //! Zeros, which every quantizer represents exactly, are counted apart. So are NaN, infinities and magnitudes from
 //! [`HUGE`] up: the latter two are how exporters write attention masks, and are no part of a distribution.
 
+mod count;
 mod stored;
 
+use self::count::{CHUNK, Counter};
 use crate::ir::Extent;
 use crate::kernels::finish;
-use crate::kernels::simd::{self, Task};
 
 pub use crate::ir::HUGE;
 pub use stored::{MOST, Stored};
@@ -40,8 +41,6 @@ const OCTAVES: usize = 7;
 pub const SIDE: usize = OCTAVE * (OCTAVES + 1);
 /// Least `k`. It keeps every bin width a normal f32.
 const LEAST_EXPONENT: i32 = -100;
-/// Values per pass: the slots computed for them stay in the first-level cache.
-const CHUNK: usize = 1024;
 /// Neighbours that are counted together when not all are.
 const BLOCK: usize = 64;
 const LANES: usize = finish::LANES;
@@ -100,15 +99,17 @@ impl Histogram {
         let mut kept = Vec::new();
         let mut greatest = f32::NEG_INFINITY;
         for chunk in values.chunks(CHUNK) {
-            let extent = finish::extent(chunk);
-            if extent.plain {
-                self.count_plain(chunk, extent, 1);
-                greatest = greatest.max(extent.max);
-            } else {
+            let mut extent = finish::extent(chunk);
+            let mut plain = chunk;
+            if !extent.plain {
                 kept.clear();
                 kept.extend(chunk.iter().filter(|&&x| self.is_plain(x)));
-                let extent = finish::extent(&kept);
-                self.count_plain(&kept, extent, 1);
+                extent = finish::extent(&kept);
+                plain = &kept;
+            }
+            if !plain.is_empty() {
+                let scale = self.make_room(extent);
+                Counter::new(plain.len(), 1).count(plain, scale, &mut self.bins);
                 greatest = greatest.max(extent.max);
             }
         }
@@ -119,9 +120,14 @@ impl Histogram {
     /// Counts values of which all are known to be plain, with these extremes: about `most` of them if there are more.
     /// Which, depends on `turn`.
     pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize, most: usize) {
+        if values.is_empty() {
+            return;
+        }
         let step = values.len().div_ceil(most.max(1)).max(1);
+        let scale = self.make_room(extent);
+        let mut counter = Counter::new(values.len() / step, step as u64);
         if step == 1 {
-            values.chunks(CHUNK).for_each(|chunk| self.count_plain(chunk, extent, 1));
+            values.chunks(CHUNK).for_each(|chunk| counter.count(chunk, scale, &mut self.bins));
         } else {
             let mut some = [0.0; CHUNK];
             let mut blocks = values.chunks(BLOCK).skip(turn % step).step_by(step).peekable();
@@ -131,10 +137,11 @@ impl Histogram {
                     some[count..][..block.len()].copy_from_slice(block);
                     count += block.len();
                 }
-                self.count_plain(&some[..count], extent, step as u64);
+                counter.count(&some[..count], scale, &mut self.bins);
             }
-            self.count_plain(&[extent.min, extent.max], extent, 1);
+            Counter::new(2, 1).count(&[extent.min, extent.max], scale, &mut self.bins);
         }
+        counter.end(&mut self.bins);
         self.gather_zeros();
     }
 
@@ -228,16 +235,12 @@ impl Histogram {
         false
     }
 
-    /// Adds values within the extent to the bins, each so many times.
-    fn count_plain(&mut self, values: &[f32], extent: Extent, times: u64) {
-        if values.is_empty() {
-            return;
-        }
+    /// Makes room for values within the extent, and gives the reciprocal width of the equal bins.
+    fn make_room(&mut self, extent: Extent) -> f32 {
         let sides = if extent.min < 0.0 { 2 } else { 1 };
         let exponent = exponent_above(extent.min.abs().max(extent.max.abs()));
         self.widen(extent.min, extent.max, exponent, LANES + sides * SIDE);
-        let scale = libm::ldexpf(1.0, OCTAVES as i32 + FRACTION_BITS as i32 - self.exponent);
-        simd::run(Count { values, scale, times, bins: &mut self.bins });
+        libm::ldexpf(1.0, OCTAVES as i32 + FRACTION_BITS as i32 - self.exponent)
     }
 
     /// Whether no sample differs from zero, so that any exponent describes the bins.
@@ -257,61 +260,6 @@ impl Histogram {
         self.max = self.max.max(max);
         self.bins.resize(self.bins.len().max(bins), 0);
     }
-}
-
-/// Adds values, at most [`CHUNK`], to the bins.
-struct Count<'a> {
-    values: &'a [f32],
-    scale: f32,
-    times: u64,
-    bins: &'a mut [u64],
-}
-
-impl Task for Count<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let mut places = [[0; LANES]; CHUNK / LANES];
-        let (whole, rest) = self.values.as_chunks();
-        for (places, values) in places.iter_mut().zip(whole) {
-            *places = slots(values, self.scale);
-        }
-        if let Some(places) = places.get_mut(whole.len()) {
-            let mut last = [0.0; LANES];
-            last[..rest.len()].copy_from_slice(rest);
-            *places = slots(&last, self.scale);
-        }
-        for &place in &places.as_flattened()[..self.values.len()] {
-            let bin = &mut self.bins[place as usize];
-            *bin = bin.wrapping_add(self.times);
-        }
-    }
-}
-
-/// Places of the values in [`Histogram::bins`], given the reciprocal width of the equal bins. That is a power of two,
-/// so the product is exact.
-///
-/// Both kinds of bins are computed and one is chosen, for want of a branch to mispredict. Zeros spread over the lanes,
-/// since runs of them (ReLU) would otherwise make each increment wait for the one before. None of the operations can
-/// overflow; they are written as wrapping ones, as a check for each lane would keep the compiler from using vectors.
-#[inline(always)]
-fn slots(values: &[f32; LANES], scale: f32) -> [u32; LANES] {
-    /// From here up, f32 has no fraction; adding it rounds.
-    const WHOLE: f32 = (1u32 << (f32::MANTISSA_DIGITS - 1)) as f32;
-    const DROPPED: u32 = f32::MANTISSA_DIGITS - 1 - FRACTION_BITS;
-    const FIRST_OCTAVE: u32 = ((OCTAVE as f32).to_bits() >> DROPPED) - OCTAVE as u32;
-    let mut slots = [0; LANES];
-    for lane in 0..LANES {
-        let y = values[lane].abs() * scale;
-        let rounded = y + WHOLE;
-        let equal = rounded.to_bits().wrapping_sub(WHOLE.to_bits());
-        let equal = equal.wrapping_sub(u32::from(rounded - WHOLE > y));
-        let octave = (y.to_bits() >> DROPPED).wrapping_sub(FIRST_OCTAVE);
-        let bin = if y < OCTAVE as f32 { equal } else { octave };
-        let side = if values[lane] < 0.0 { (LANES + SIDE) as u32 } else { LANES as u32 };
-        let place = bin.wrapping_add(side);
-        slots[lane] = if values[lane] == 0.0 { lane as u32 } else { place };
-    }
-    slots
 }
 
 /// Least `k` with `magnitude < 2^k`, read from the exponent bits.

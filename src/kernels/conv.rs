@@ -16,7 +16,7 @@ use super::gemm::{Left, Mat, MatMut, Number, Parts, Size, contract, gemm};
 use super::product::{Ending, Panels};
 use super::simd::Isa;
 use super::turned;
-use super::window::{Axis, Phases, copy_strided, each_index, fold, volume};
+use super::window::{Axis, Phases, copy_padded, each_index, fold, volume};
 use crate::error::Fault;
 use crate::ir::Limits;
 
@@ -303,19 +303,19 @@ fn gather<T: Number>(
     width: usize,
     columns: &mut [T],
 ) {
-    let kernel = volume(axes, |a| a.kernel);
-    let plane = volume(axes, |a| a.input);
+    let (kernel, plane) = (volume(axes, |a| a.kernel), volume(axes, |a| a.input));
+    // The row of each channel, at one of the taps.
+    let mut rows = (usize::MAX, vec![0; input]);
     each_run(axes, first, width, |tap, run| {
-        for c in 0..input {
-            let row = order.position(input, kernel, c, tap);
+        if rows.0 != tap {
+            rows.0 = tap;
+            (rows.1.iter_mut().enumerate()).for_each(|(c, row)| *row = order.position(input, kernel, c, tap));
+        }
+        let inside = if run.source.is_some() { (run.first, run.last) } else { (run.len, run.len) };
+        for (c, row) in rows.1.iter().enumerate() {
             let line = &mut columns[row * width + run.at..][..run.len];
-            let Some(source) = run.source else {
-                line.fill(T::default());
-                continue;
-            };
-            line[..run.first].fill(T::default());
-            line[run.last..].fill(T::default());
-            copy_strided(&x[c * plane + source..], run.stride, &mut line[run.first..run.last]);
+            let source = run.source.map_or(&[][..], |source| &x[c * plane + source..]);
+            copy_padded(source, run.stride, inside, T::default(), line);
         }
     });
 }

@@ -217,11 +217,13 @@ impl Phases {
     pub fn split<T: Copy>(&self, source: &[T], pad: T, target: &mut [T]) {
         let (length, stride) = self.row;
         for (line, row) in target.chunks_exact_mut(length).zip(&self.rows) {
-            line[..row.first].fill(pad);
-            line[row.last..].fill(pad);
-            if row.first < row.last {
-                copy_strided(&source[row.source..], stride, &mut line[row.first..row.last]);
-            }
+            copy_padded(
+                source.get(row.source..).unwrap_or_default(),
+                stride,
+                (row.first, row.last),
+                pad,
+                line,
+            );
         }
     }
 
@@ -275,9 +277,10 @@ fn windows(axes: &[Axis], lengths: &[usize]) -> (Vec<usize>, usize) {
 }
 
 /// Copies every `stride`-th element of the source until the target is full.
+#[inline(always)]
 pub fn copy_strided<T: Copy>(source: &[T], stride: usize, target: &mut [T]) {
     match stride {
-        1 => target.copy_from_slice(&source[..target.len()]),
+        1 => copy_run(&source[..target.len()], target),
         2 => {
             let (pairs, single) = source.as_chunks::<2>();
             let count = pairs.len().min(target.len());
@@ -287,6 +290,56 @@ pub fn copy_strided<T: Copy>(source: &[T], stride: usize, target: &mut [T]) {
         }
         _ => target.iter_mut().zip(source.iter().step_by(stride)).for_each(|(t, &s)| *t = s),
     }
+}
+
+/// Copies as many elements as there are: a few at either end, which may overlap, if a call would take longer.
+#[inline(always)]
+fn copy_run<T: Copy>(source: &[T], target: &mut [T]) {
+    match target.len() {
+        0 => {}
+        1 => target[0] = source[0],
+        2..4 => copy_ends::<T, 2>(source, target),
+        4..8 => copy_ends::<T, 4>(source, target),
+        8..16 => copy_ends::<T, 8>(source, target),
+        16..=32 => copy_ends::<T, 16>(source, target),
+        33..=64 => copy_ends::<T, 32>(source, target),
+        _ => target.copy_from_slice(source),
+    }
+}
+
+/// Copies the first and the last `N` elements.
+#[inline(always)]
+fn copy_ends<T: Copy, const N: usize>(source: &[T], target: &mut [T]) {
+    if let (Some(from), Some(to)) = (source.first_chunk::<N>(), target.first_chunk_mut::<N>()) {
+        *to = *from;
+    }
+    if let (Some(from), Some(to)) = (source.last_chunk::<N>(), target.last_chunk_mut::<N>()) {
+        *to = *from;
+    }
+}
+
+/// Sets all elements, of which there are often none or one.
+#[inline(always)]
+fn set<T: Copy>(target: &mut [T], value: T) {
+    match target {
+        [] => {}
+        [one] => *one = value,
+        more => more.fill(value),
+    }
+}
+
+/// `target` is a run of windows that one tap reads: the elements `first..last` come from the source, others are padding.
+#[inline(always)]
+pub fn copy_padded<T: Copy>(
+    source: &[T],
+    stride: usize,
+    (first, last): (usize, usize),
+    pad: T,
+    target: &mut [T],
+) {
+    set(&mut target[..first], pad);
+    set(&mut target[last..], pad);
+    copy_strided(source, stride, &mut target[first..last]);
 }
 
 /// `out[i] ← f(out[i], plane[offset + i], weight)` for each tap `(offset, weight)` in turn.

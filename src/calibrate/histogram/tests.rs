@@ -143,6 +143,10 @@ fn some_elements_of_a_large_tensor_stand_for_all() {
     };
     assert_eq!(sampled(small, 1), histogram(small));
     let all = histogram(&values);
+    assert!(values.len() > usize::from(u16::MAX), "more than a small table holds");
+    let mut every = Histogram::new();
+    every.sample(&values, finish::extent(&values), 0, values.len());
+    assert_eq!(every, all);
     let below = |h: &Histogram, x: f64| {
         let inside: u64 = h.cells().filter(|cell| cell.hi <= x).map(|cell| cell.count).sum();
         inside as f64 / h.count() as f64
