@@ -27,7 +27,7 @@
 mod count;
 mod stored;
 
-use self::count::{CHUNK, Counter};
+use self::count::{Apart, CHUNK, Counter};
 use crate::ir::Extent;
 use crate::kernels::finish;
 
@@ -96,53 +96,55 @@ impl Histogram {
 
     /// Counts every value of `values`; the greatest of them that is part of the distribution.
     pub fn record(&mut self, values: &[f32]) -> Option<f32> {
-        let mut kept = Vec::new();
-        let mut greatest = f32::NEG_INFINITY;
-        for chunk in values.chunks(CHUNK) {
-            let mut extent = finish::extent(chunk);
-            let mut plain = chunk;
-            if !extent.plain {
-                kept.clear();
-                kept.extend(chunk.iter().filter(|&&x| self.is_plain(x)));
-                extent = finish::extent(&kept);
-                plain = &kept;
-            }
-            if !plain.is_empty() {
-                let scale = self.make_room(extent);
-                Counter::new(plain.len(), 1).count(plain, scale, &mut self.bins);
-                greatest = greatest.max(extent.max);
-            }
-        }
-        self.gather_zeros();
-        (greatest > f32::NEG_INFINITY).then_some(greatest)
+        self.sample(values, finish::extent(values), 0, usize::MAX)
     }
 
-    /// Counts values of which all are known to be plain, with these extremes: about `most` of them if there are more.
-    /// Which, depends on `turn`.
-    pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize, most: usize) {
-        if values.is_empty() {
-            return;
+    /// Counts values with these extremes: about `most` of them if there are more. Which, depends on `turn`. The greatest
+    /// of all that is part of the distribution.
+    pub fn sample(&mut self, values: &[f32], extent: Extent, turn: usize, most: usize) -> Option<f32> {
+        let (min, max) = if extent.plain { (extent.min, extent.max) } else { self.set_apart(values) };
+        if min > max {
+            return None;
         }
         let step = values.len().div_ceil(most.max(1)).max(1);
-        let scale = self.make_room(extent);
+        let scale = self.make_room(min, max);
         let mut counter = Counter::new(values.len() / step, step as u64);
-        if step == 1 {
+        if step == 1 && extent.plain {
             values.chunks(CHUNK).for_each(|chunk| counter.count(chunk, scale, &mut self.bins));
         } else {
-            let mut some = [0.0; CHUNK];
-            let mut blocks = values.chunks(BLOCK).skip(turn % step).step_by(step).peekable();
-            while blocks.peek().is_some() {
-                let mut count = 0;
-                for block in blocks.by_ref().take(CHUNK / BLOCK) {
+            let (mut some, mut count) = ([0.0; CHUNK], 0);
+            for block in values.chunks(BLOCK).skip(turn % step).step_by(step) {
+                if count + block.len() > CHUNK {
+                    counter.count(&some[..count], scale, &mut self.bins);
+                    count = 0;
+                }
+                if extent.plain {
                     some[count..][..block.len()].copy_from_slice(block);
                     count += block.len();
+                } else {
+                    for &x in block.iter().filter(|x| x.abs() < HUGE) {
+                        some[count] = x;
+                        count += 1;
+                    }
                 }
-                counter.count(&some[..count], scale, &mut self.bins);
             }
-            Counter::new(2, 1).count(&[extent.min, extent.max], scale, &mut self.bins);
+            counter.count(&some[..count], scale, &mut self.bins);
+        }
+        if step > 1 {
+            Counter::new(2, 1).count(&[min, max], scale, &mut self.bins);
         }
         counter.end(&mut self.bins);
         self.gather_zeros();
+        Some(max)
+    }
+
+    /// Counts what is no part of the distribution; the extremes of the rest.
+    fn set_apart(&mut self, values: &[f32]) -> (f32, f32) {
+        let Apart { min, max, nan, infinite, huge } = count::apart(values);
+        self.nan += nan;
+        self.infinite += infinite;
+        self.huge += huge;
+        (min, max)
     }
 
     /// Counts the zeros of all lanes together.
@@ -224,22 +226,10 @@ impl Histogram {
         }
     }
 
-    /// Whether `x` belongs to the distribution; counts it where it belongs if not.
-    fn is_plain(&mut self, x: f32) -> bool {
-        match x.abs() {
-            m if m < HUGE => return true,
-            m if m.is_nan() => self.nan += 1,
-            f32::INFINITY => self.infinite += 1,
-            _ => self.huge += 1,
-        }
-        false
-    }
-
-    /// Makes room for values within the extent, and gives the reciprocal width of the equal bins.
-    fn make_room(&mut self, extent: Extent) -> f32 {
-        let sides = if extent.min < 0.0 { 2 } else { 1 };
-        let exponent = exponent_above(extent.min.abs().max(extent.max.abs()));
-        self.widen(extent.min, extent.max, exponent, LANES + sides * SIDE);
+    /// Makes room for values from `min` to `max`, and gives the reciprocal width of the equal bins.
+    fn make_room(&mut self, min: f32, max: f32) -> f32 {
+        let sides = if min < 0.0 { 2 } else { 1 };
+        self.widen(min, max, exponent_above(min.abs().max(max.abs())), LANES + sides * SIDE);
         libm::ldexpf(1.0, OCTAVES as i32 + FRACTION_BITS as i32 - self.exponent)
     }
 

@@ -22,12 +22,7 @@ impl Observer {
     /// larger tensor about `most` elements are counted.
     pub fn observe(&mut self, values: &[f32], extent: Option<Extent>, sample: usize, most: usize) {
         let extent = extent.unwrap_or_else(|| finish::extent(values));
-        let greatest = if extent.plain && !values.is_empty() {
-            self.histogram.sample(values, extent, sample, most);
-            Some(extent.max)
-        } else {
-            self.histogram.record(values)
-        };
+        let greatest = self.histogram.sample(values, extent, sample, most);
         self.batches += 1;
         self.highest = higher(self.highest, greatest.map(|max| (max, sample)));
     }

@@ -5,8 +5,11 @@
 //! or a scalar operand, and two or three nested loops for a trailing or a per-channel operand. Along a row an operand
 //! is a slice or one repeated element, so the row loop needs no index arithmetic.
 
+use std::mem::MaybeUninit;
+
 use super::real::Real;
 use super::reduce::sum;
+use super::simd::{self, Task};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::element_count;
@@ -123,10 +126,31 @@ pub fn zip<A: Clone, B: Clone, C>(
             let count = BLOCK.min(walk.row - start);
             let x = left.block(i, walk.steps[0].then_some(start), count);
             let y = right.block(j, walk.steps[1].then_some(start), count);
-            out.extend(x.iter().zip(y).map(|(x, y)| f(x, y)));
+            simd::run(Pairs { x, y, f: &f, out: &mut out.spare_capacity_mut()[..count] });
+            // SAFETY: the loop has written as many elements.
+            unsafe { out.set_len(out.len() + count) };
         }
     });
     Ok((walk.shape, out))
+}
+
+/// A plain loop over as many pairs as there is room for: what `extend` is made of is compiled once, for the baseline.
+struct Pairs<'a, A, B, C, F> {
+    x: &'a [A],
+    y: &'a [B],
+    f: &'a F,
+    out: &'a mut [MaybeUninit<C>],
+}
+
+impl<A, B, C, F: Fn(&A, &B) -> C> Task for Pairs<'_, A, B, C, F> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, y, f, out } = self;
+        let count = out.len();
+        for ((out, x), y) in out.iter_mut().zip(&x[..count]).zip(&y[..count]) {
+            out.write(f(x, y));
+        }
+    }
 }
 
 /// An operand, and its last element that was repeated: where it lies, and copies of it.

@@ -73,14 +73,12 @@ impl Order {
         }
     }
 
-    /// Which product of a sum a tap of a channel makes.
-    fn position(self, input: usize, taps: usize, channel: usize, tap: usize) -> usize {
+    /// Which product of a sum the first tap of a channel makes, and how many further on the next tap's is.
+    fn position(self, input: usize, taps: usize, channel: usize) -> (usize, usize) {
         let first = channel - channel % BLOCK;
         match self {
-            Self::Blocks if input >= BLOCK => {
-                first * taps + tap * BLOCK.min(input - first) + (channel - first)
-            }
-            _ => channel * taps + tap,
+            Self::Blocks if input >= BLOCK => (first * taps + (channel - first), BLOCK.min(input - first)),
+            _ => (channel * taps, 1),
         }
     }
 
@@ -88,8 +86,9 @@ impl Order {
     fn arrange<T: Number>(self, w: &[T], input: usize, taps: usize) -> Vec<T> {
         let mut arranged = w.to_vec();
         for (row, w) in arranged.chunks_exact_mut(input * taps).zip(w.chunks_exact(input * taps)) {
-            for (at, &w) in w.iter().enumerate() {
-                row[self.position(input, taps, at / taps, at % taps)] = w;
+            for (channel, w) in w.chunks_exact(taps).enumerate() {
+                let (first, step) = self.position(input, taps, channel);
+                row[first..].iter_mut().step_by(step).zip(w).for_each(|(to, &w)| *to = w);
             }
         }
         arranged
@@ -304,20 +303,21 @@ fn gather<T: Number>(
     columns: &mut [T],
 ) {
     let (kernel, plane) = (volume(axes, |a| a.kernel), volume(axes, |a| a.input));
-    // The row of each channel, at one of the taps.
-    let mut rows = (usize::MAX, vec![0; input]);
-    each_run(axes, first, width, |tap, run| {
-        if rows.0 != tap {
-            rows.0 = tap;
-            (rows.1.iter_mut().enumerate()).for_each(|(c, row)| *row = order.position(input, kernel, c, tap));
+    let mut runs = Vec::new();
+    each_run(axes, first, width, |tap, run| runs.push((tap, run)));
+    // Channel by channel: a plane is near while all taps read it.
+    for (c, x) in x.chunks_exact(plane.max(1)).take(input).enumerate() {
+        let (first, step) = order.position(input, kernel, c);
+        for (tap, run) in &runs {
+            let line = &mut columns[(first + tap * step) * width + run.at..][..run.len];
+            match run.source {
+                Some(source) => {
+                    copy_padded(&x[source..], run.stride, (run.first, run.last), T::default(), line);
+                }
+                None => line.fill(T::default()),
+            }
         }
-        let inside = if run.source.is_some() { (run.first, run.last) } else { (run.len, run.len) };
-        for (c, row) in rows.1.iter().enumerate() {
-            let line = &mut columns[row * width + run.at..][..run.len];
-            let source = run.source.map_or(&[][..], |source| &x[c * plane + source..]);
-            copy_padded(source, run.stride, inside, T::default(), line);
-        }
-    });
+    }
 }
 
 /// Neighbouring windows of one row of the output, as one tap sees them.

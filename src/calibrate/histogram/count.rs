@@ -3,7 +3,7 @@
 //! The bins of a tensor are larger than the nearest cache and have left it since the last sample, so that each
 //! addition to one of them would wait for memory. Many values are hence counted in small tables first.
 
-use super::{FRACTION_BITS, LANES, OCTAVE, SIDE};
+use super::{FRACTION_BITS, HUGE, LANES, OCTAVE, SIDE};
 use crate::kernels::simd::{self, Task};
 
 /// Values per pass: the slots computed for them stay in the first-level cache.
@@ -119,6 +119,79 @@ impl Task for Add<'_> {
         }
         even.fill(0);
         odd.fill(0);
+    }
+}
+
+/// How many values are no part of a distribution, and the extremes of the others: the least is above the greatest if
+/// there are none.
+pub(super) struct Apart {
+    pub min: f32,
+    pub max: f32,
+    pub nan: u64,
+    pub infinite: u64,
+    pub huge: u64,
+}
+
+/// Tells values that are no part of a distribution from the others.
+pub(super) fn apart(values: &[f32]) -> Apart {
+    let mut apart = Apart { min: f32::INFINITY, max: f32::NEG_INFINITY, nan: 0, infinite: 0, huge: 0 };
+    values.chunks(CHUNK).for_each(|values| simd::run(Tell { values, apart: &mut apart }));
+    apart
+}
+
+/// Tells of values, at most [`CHUNK`].
+struct Tell<'a> {
+    values: &'a [f32],
+    apart: &'a mut Apart,
+}
+
+impl Task for Tell<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { values, apart } = self;
+        let mut lanes = Lanes {
+            min: [f32::INFINITY; LANES],
+            max: [f32::NEG_INFINITY; LANES],
+            nan: [0; LANES],
+            infinite: [0; LANES],
+            huge: [0; LANES],
+        };
+        let (whole, rest) = values.as_chunks::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                lanes.tell(lane, values[lane]);
+            }
+        }
+        rest.iter().enumerate().for_each(|(lane, &x)| lanes.tell(lane, x));
+        let count = |lanes: [u32; LANES]| lanes.iter().map(|&n| u64::from(n)).sum::<u64>();
+        apart.nan += count(lanes.nan);
+        apart.infinite += count(lanes.infinite);
+        apart.huge += count(lanes.huge);
+        // Adding zero turns -0 into +0: which of them came first must not show.
+        apart.min = lanes.min.into_iter().fold(apart.min, f32::min) + 0.0;
+        apart.max = lanes.max.into_iter().fold(apart.max, f32::max) + 0.0;
+    }
+}
+
+/// What an [`Apart`] is the sum of.
+struct Lanes {
+    min: [f32; LANES],
+    max: [f32; LANES],
+    nan: [u32; LANES],
+    infinite: [u32; LANES],
+    huge: [u32; LANES],
+}
+
+impl Lanes {
+    #[inline(always)]
+    fn tell(&mut self, lane: usize, x: f32) {
+        let magnitude = x.abs();
+        let plain = magnitude < HUGE;
+        self.min[lane] = self.min[lane].min(if plain { x } else { f32::INFINITY });
+        self.max[lane] = self.max[lane].max(if plain { x } else { f32::NEG_INFINITY });
+        self.nan[lane] += u32::from(magnitude.is_nan());
+        self.infinite[lane] += u32::from(magnitude == f32::INFINITY);
+        self.huge[lane] += u32::from(magnitude >= HUGE && magnitude < f32::INFINITY);
     }
 }
 

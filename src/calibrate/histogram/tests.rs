@@ -138,7 +138,9 @@ fn some_elements_of_a_large_tensor_stand_for_all() {
     let small = &values[..MOST];
     let sampled = |values: &[f32], turns: usize| {
         let mut h = Histogram::new();
-        (0..turns).for_each(|turn| h.sample(values, finish::extent(values), turn, MOST));
+        for turn in 0..turns {
+            h.sample(values, finish::extent(values), turn, MOST);
+        }
         h
     };
     assert_eq!(sampled(small, 1), histogram(small));
@@ -147,6 +149,18 @@ fn some_elements_of_a_large_tensor_stand_for_all() {
     let mut every = Histogram::new();
     every.sample(&values, finish::extent(&values), 0, values.len());
     assert_eq!(every, all);
+    // Masks among them are counted, all of them, and leave the rest as it is.
+    let masked: Vec<f32> =
+        values.chunks(99).flat_map(|some| [some, &[f32::MIN, f32::NAN]].concat()).collect();
+    let mut some = Histogram::new();
+    (0..9).for_each(|turn| {
+        let greatest = some.sample(&masked, finish::extent(&masked), turn, MOST);
+        assert_eq!(greatest, all.extremes().map(|(_, max)| max));
+    });
+    assert_eq!(some.extremes(), all.extremes());
+    assert_eq!((some.huge(), some.nan()), (9 * values.len().div_ceil(99) as u64, some.huge()));
+    let count = some.count() as f64 / (9 * values.len()) as f64;
+    assert!((count - 1.0).abs() < 0.01, "{count}");
     let below = |h: &Histogram, x: f64| {
         let inside: u64 = h.cells().filter(|cell| cell.hi <= x).map(|cell| cell.count).sum();
         inside as f64 / h.count() as f64
