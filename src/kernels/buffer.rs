@@ -17,14 +17,14 @@ pub fn take(len: usize) -> Vec<f32> {
     let found = KEPT.with_borrow_mut(|kept| {
         // The smallest that is large enough, unless most of it would lie idle; of several the last, which is in the
         // cache.
-        let fits = |buffer: &Vec<f32>| len >= LEAST && buffer.len() >= len && buffer.capacity() / 2 <= len;
+        let fits = |buffer: &Vec<f32>| len >= LEAST && (len..=2 * len).contains(&buffer.capacity());
         let fitting = kept.iter().enumerate().rev().filter(|(_, buffer)| fits(buffer));
-        let best = fitting.min_by_key(|(_, buffer)| buffer.len())?.0;
+        let best = fitting.min_by_key(|(_, buffer)| buffer.capacity())?.0;
         Some(kept.remove(best))
     });
     match found {
         Some(mut buffer) => {
-            buffer.truncate(len);
+            buffer.resize(len, 0.0);
             buffer
         }
         None => vec![0.0; len],

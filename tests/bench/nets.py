@@ -79,6 +79,25 @@ def chain(path, nodes, width=8):
     return lambda rng: {"image": rng.standard_normal(shape).astype(np.float32)}
 
 
+def stack(path, matrices, width=4096):
+    """So many products with matrices of 64 MB, which lie in a file beside the model."""
+    net = Net()
+    block = (net.rng.standard_normal((width, width)) * 0.02).astype(np.float32)
+    x, beside = "x", path.with_suffix(".bin")
+    with open(beside, "wb") as file:
+        for index in range(matrices):
+            weight = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=block.shape)
+            weight.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": beside.name, "offset": file.tell(), "length": block.nbytes}.items():
+                weight.external_data.add(key=key, value=str(value))
+            file.write(block)
+            net.weights.append(weight)
+            x = net.op("MatMul", x, weight.name)
+    shape = [1, width]
+    net.save(path, [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], x, shape)
+    return beside
+
+
 def resnet(path):
     """Bottleneck blocks as in ResNet-50, batch normalization folded into the convolutions as exporters do."""
     net = Net()

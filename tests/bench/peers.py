@@ -18,6 +18,8 @@ included. Both may use as many threads as `--threads` says. Nothing here fails b
 | observe | one thread, milliseconds a sample: `calibrate` beside an optimized session that observes nothing |
 | integer | one thread, milliseconds a sample: the interpreter on integers beside a session, on a compiled model |
 | samples | peak memory with a quarter of the samples and with all |
+| threads | `compile --effort fast` and `compile` with one thread and more |
+| files | `compile` without samples of larger and larger models whose weights lie beside them, beside `cp` |
 | weights | `compile` without samples, on an encoder of the size of BERT-base, beside `cp` and `quantize_dynamic` |
 | small | `--version`, and a model of ten nodes end to end |
 | size | models of more and more nodes, without and with samples; the peer up to where it takes minutes |
@@ -35,7 +37,7 @@ from pathlib import Path
 
 import nets
 
-ROWS = ("small", "calibrate", "default", "balanced", "observe", "integer", "samples", "weights", "size")
+ROWS = ("small", "calibrate", "default", "balanced", "observe", "integer", "samples", "threads", "weights", "files", "size")
 # Samples that are run before those whose time counts, so that loading drops out.
 FIRST = 2
 
@@ -88,7 +90,7 @@ def spread(values, digits):
 class Bench:
     def __init__(self, arguments, work):
         self.a, self.work = arguments, work
-        self.threads = ["--threads", str(arguments.threads)]
+        self.limit = ["--threads", str(arguments.threads)]
         small, samples = arguments.smoke, arguments.samples
         self.models = {}
         builders = {"mobilenet": nets.mobilenet, "resnet": nets.resnet, "encoder": nets.encoder}
@@ -109,7 +111,7 @@ class Bench:
         return Run([self.a.qonnx, *words])
 
     def compile(self, model, *words):
-        return self.qonnx("compile", model, self.work / "own.onnx", "-q", *self.threads, *words)
+        return self.qonnx("compile", model, self.work / "own.onnx", "-q", *self.limit, *words)
 
     def peer(self, kind, model, data="-"):
         # As many threads as ours: the peer's session takes what the process may use.
@@ -207,6 +209,30 @@ class Bench:
                 except RuntimeError as error:
                     cells.append(str(error))
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+    def threads(self):
+        counts = sorted({1, self.a.threads})
+        self.table("growth with threads", *[f"{effort}, {n} threads" for effort in ("fast", "balanced") for n in counts])
+        for name, (model, data) in self.models.items():
+            run = lambda effort, n: self.qonnx(
+                "compile", model, self.work / "own.onnx", "-q", "--calib", data, "--effort", effort, "--threads", n
+            )
+            self.rounds(name, *[lambda e=e, n=n: run(e, n) for e in ("fast", "balanced") for n in counts])
+
+    def files(self):
+        self.table("growth with the file, weight-only; MB are those of qonnx beyond the file's", "qonnx", "cp")
+        for matrices in [1] if self.a.smoke else [1, 4, 16, 36]:
+            model, copy = self.work / "stack.onnx", self.work / "copy"
+            beside = nets.stack(model, matrices)
+            copy.mkdir(exist_ok=True)
+            size = model.stat().st_size + beside.stat().st_size
+
+            def own():
+                run = self.qonnx("compile", model, self.work / "own.onnx", "--mode", "weight-only", "-q")
+                run.mb = max(run.mb - size / 2**20, 0)
+                return run
+
+            self.rounds(f"{size / 1e6:.0f} MB", own, lambda: Run(["cp", model, beside, copy]))
 
     def weights(self):
         self.table("weight-only", "qonnx", "cp", "quantize_dynamic")

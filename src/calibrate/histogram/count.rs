@@ -30,7 +30,7 @@ pub(super) struct Counter {
 impl Counter {
     /// For about so many values.
     pub(super) fn new(values: usize, times: u64) -> Self {
-        let tables = (values >= MANY).then(|| Tables { counts: [[0; LANES + 2 * SIDE]; 2], held: 0 });
+        let tables = (values >= MANY).then_some(Tables { counts: [[0; LANES + 2 * SIDE]; 2], held: 0 });
         Self { times, tables }
     }
 
@@ -158,9 +158,7 @@ impl Task for Tell<'_> {
         };
         let (whole, rest) = values.as_chunks::<LANES>();
         for values in whole {
-            for lane in 0..LANES {
-                lanes.tell(lane, values[lane]);
-            }
+            values.iter().enumerate().for_each(|(lane, &x)| lanes.tell(lane, x));
         }
         rest.iter().enumerate().for_each(|(lane, &x)| lanes.tell(lane, x));
         let count = |lanes: [u32; LANES]| lanes.iter().map(|&n| u64::from(n)).sum::<u64>();
@@ -191,7 +189,7 @@ impl Lanes {
         self.max[lane] = self.max[lane].max(if plain { x } else { f32::NEG_INFINITY });
         self.nan[lane] += u32::from(magnitude.is_nan());
         self.infinite[lane] += u32::from(magnitude == f32::INFINITY);
-        self.huge[lane] += u32::from(magnitude >= HUGE && magnitude < f32::INFINITY);
+        self.huge[lane] += u32::from((HUGE..f32::INFINITY).contains(&magnitude));
     }
 }
 

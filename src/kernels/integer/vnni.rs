@@ -32,6 +32,7 @@ pub fn tile<const SIGNED_ROWS: bool>(operands: Operands<SIGNED_ROWS>, sums: &mut
 
 /// The sums of `ROWS` rows of a block from `first` on; `ROWS` divides [`LANES`], and all before `first` are done.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
 fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
     operands: Operands<SIGNED_ROWS>,
     first: usize,
@@ -43,26 +44,29 @@ fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
     let row = first % LANES;
     assert!(columns.len() >= BLOCKS * len && row + ROWS <= LANES);
     let mut sums = [[_mm512_setzero_si512(); BLOCKS]; ROWS];
+    // Pointers and ranges, as in `tile`: with slices or iterators the sums would not stay in registers.
     for step in (0..quads).step_by(LANES) {
-        let own = &rows[step + row..][..ROWS];
-        for quad in 0..LANES.min(quads - step) {
+        let mut a = rows.as_ptr().wrapping_add(step + row).cast::<i32>();
+        let mut b = columns.as_ptr().wrapping_add(step);
+        for _ in 0..LANES.min(quads - step) {
             let mut cells = [_mm512_setzero_si512(); BLOCKS];
-            for (block, cell) in cells.iter_mut().enumerate() {
-                // SAFETY: block < BLOCKS and step + quad < len, so the cell lies inside the columns.
-                *cell = unsafe { _mm512_load_si512(columns.as_ptr().add(block * len + step + quad).cast()) };
+            for block in 0..BLOCKS {
+                // SAFETY: a block of columns has `len` cells, which are more than there are quads before this one.
+                cells[block] = unsafe { _mm512_load_si512(b.wrapping_add(block.wrapping_mul(len)).cast()) };
             }
-            for (row, sums) in own.iter().zip(&mut sums) {
-                // SAFETY: quad < LANES, so its 4 bytes lie inside the cell.
-                let bytes = unsafe { row.0.as_ptr().cast::<i32>().add(quad).read() };
-                let bytes = _mm512_set1_epi32(bytes);
-                for (sum, &cell) in sums.iter_mut().zip(&cells) {
-                    *sum = if SIGNED_ROWS {
-                        _mm512_dpbusd_epi32(*sum, cell, bytes)
+            for row in 0..ROWS {
+                // SAFETY: a step has `LANES` cells, of which these rows are some, and each of them has `LANES` quads.
+                let bytes = _mm512_set1_epi32(unsafe { *a.wrapping_add(row.wrapping_mul(LANES)) });
+                for block in 0..BLOCKS {
+                    let sum = sums[row][block];
+                    sums[row][block] = if SIGNED_ROWS {
+                        _mm512_dpbusd_epi32(sum, cells[block], bytes)
                     } else {
-                        _mm512_dpbusd_epi32(*sum, bytes, cell)
+                        _mm512_dpbusd_epi32(sum, bytes, cells[block])
                     };
                 }
             }
+            (a, b) = (a.wrapping_add(1), b.wrapping_add(1));
         }
     }
     for (out, sums) in out.iter_mut().zip(&sums) {
