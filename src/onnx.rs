@@ -61,8 +61,8 @@ impl Source {
         self.size + self.beside.size()
     }
 
-    /// Files beside the model that hold payloads, with the first 16 hexadecimal digits of their SHA-256.
-    pub fn external(&self) -> Vec<(PathBuf, String)> {
+    /// Files beside the model that hold payloads, with their digests.
+    pub fn external(&self) -> Vec<(PathBuf, FileDigest)> {
         self.beside.digests()
     }
 }

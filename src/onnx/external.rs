@@ -13,7 +13,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 
-use super::map_file;
+use super::{FileDigest, map_file};
 use crate::error::Fault;
 use crate::fail;
 use crate::ir::{DType, element_count};
@@ -55,10 +55,10 @@ impl ExternalData {
         Ok(file.slice(offset as usize..(offset + length) as usize))
     }
 
-    /// The files that were asked for, with the first 16 hexadecimal digits of their SHA-256.
-    pub fn digests(&self) -> Vec<(PathBuf, String)> {
+    /// The files that were asked for, with their digests.
+    pub fn digests(&self) -> Vec<(PathBuf, FileDigest)> {
         let files = self.files.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        files.iter().map(|(path, bytes)| (path.clone(), super::digest(bytes))).collect()
+        files.iter().map(|(path, bytes)| (path.clone(), FileDigest::of(bytes.clone()))).collect()
     }
 
     /// How many bytes the files that were asked for have.

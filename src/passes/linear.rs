@@ -129,10 +129,7 @@ fn fold(graph: &Graph, id: NodeId, input: ValueId, map: &Affine) -> Result<Optio
         return Err(format!("{} coefficients for {channels} channels", scale.len().max(shift.len())).into());
     }
     let mut edit = Edit::dropping(&[producer, id]);
-    let folded = linear.scaled(&scale, &shift);
-    if folded.weight.iter().chain(folded.bias.iter().flatten()).any(|v| !v.is_finite()) {
-        return Err("the folded weights are not finite".into());
-    }
+    let folded = linear.scaled(&scale, &shift)?;
     match (folded.bias.clone(), linear.takes_bias()) {
         (Some(bias), false) if bias.iter().any(|&b| b != 0.0) => {
             let product = edit.value(&format!("{}_product", graph.name(output)), graph.ty(output).cloned());
@@ -163,7 +160,7 @@ impl Rewrite for MatMulAddToGemm {
         if let Some(linear) = Linear::of(graph, id)?.filter(Linear::has_factors) {
             let Some(output) = graph.output(id, 0) else { return Ok(None) };
             let ones = vec![1.0; linear.channels()];
-            let folded = linear.scaled(&ones, &vec![0.0; ones.len()]);
+            let folded = linear.scaled(&ones, &vec![0.0; ones.len()])?;
             let mut edit = Edit::dropping(&[id]);
             let bias = folded.bias.clone().filter(|_| graph.input(id, 2).is_some());
             folded.add_node(graph, &mut edit, bias, output.into());

@@ -19,9 +19,10 @@ pub const KEY: &str = "qonnx.provenance_sha256";
 pub struct Provenance {
     /// The model, its external data, the samples, their labels.
     pub files: Vec<PathBuf>,
-    /// A hash over version, options and the contents of all files but the model's.
+    /// A hash over version, options and the contents of all files but the following.
     beside: Sha256,
-    model: FileDigest,
+    /// The model, then the files that hold its external data: they may be large.
+    model: Vec<FileDigest>,
 }
 
 impl Provenance {
@@ -44,9 +45,12 @@ impl Provenance {
             .into_iter()
             .for_each(&mut add);
         let external = source.external();
-        external.iter().for_each(|(_, digest)| add(digest));
         let mut files = vec![input.to_owned()];
-        files.extend(external.into_iter().map(|(path, _)| path));
+        let mut model = vec![source.digest.clone()];
+        for (path, digest) in external {
+            files.push(path);
+            model.push(digest);
+        }
         if let Some(samples) = samples {
             add(&samples.digest()?);
             files.extend(samples.files().map(Path::to_owned));
@@ -64,12 +68,12 @@ impl Provenance {
             add(&format!("{:?}", read_labels(labels)?));
             files.push(labels.clone());
         }
-        Ok(Self { files, beside: hash, model: source.digest.clone() })
+        Ok(Self { files, beside: hash, model })
     }
 
     /// The first 16 digits of a SHA-256 over version, options, and the contents of the files.
     pub fn digest(&self) -> String {
-        let hash = self.beside.clone().chain_update(self.model.get());
+        let hash = self.model.iter().fold(self.beside.clone(), |hash, file| hash.chain_update(file.get()));
         hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
     }
 

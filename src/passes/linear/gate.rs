@@ -26,10 +26,7 @@ impl Rewrite for HardSigmoidToClip {
             return Err(format!("`{}` is used elsewhere", graph.name(input)).into());
         }
         let every = |value: f32| vec![f64::from(value); linear.channels()];
-        let folded = linear.scaled(&every(alpha), &every(beta));
-        if folded.weight.iter().chain(folded.bias.iter().flatten()).any(|v| !v.is_finite()) {
-            return Err("the folded weights are not finite".into());
-        }
+        let folded = linear.scaled(&every(alpha), &every(beta))?;
         let mut edit = Edit::dropping(&[producer, id]);
         let name = graph.name(output).to_string();
         let line = edit.value(&format!("{name}_line"), graph.ty(output).cloned());

@@ -13,8 +13,8 @@ pub struct Linear {
     shape: Vec<usize>,
     /// Which axes of the weight count output channels, outer first.
     layout: Layout,
-    /// Elements in the weight's own order.
-    pub weight: Vec<f32>,
+    /// What it holds is read only when it changes: weights may be large.
+    weight: Tensor,
     /// One element an output channel; `None`: no bias.
     pub bias: Option<Vec<f32>>,
     /// Factors of product and bias (`alpha` and `beta` of Gemm).
@@ -61,10 +61,8 @@ impl Linear {
         {
             return Ok(None);
         }
-        let Ok(array) = weight.array() else { return Ok(None) };
-        let weight = array.slice::<f32>().map_err(|f| f.to_string())?.to_vec();
-        let mut linear =
-            Self { id, shape, layout, weight, bias: None, factors, attributes: node.attributes.clone() };
+        let (weight, attributes) = (weight.clone(), node.attributes.clone());
+        let mut linear = Self { id, shape, layout, weight, bias: None, factors, attributes };
         if let Some(value) = graph.input(id, 2) {
             let Some(tensor) = graph.constant(value).filter(|t| t.dtype() == DType::F32) else {
                 return Err("its bias is computed".into());
@@ -112,24 +110,32 @@ impl Linear {
         }
     }
 
-    /// `scale·(W·x + b) + shift`, with `alpha` and `beta` folded.
-    pub fn scaled(&self, scale: &[f64], shift: &[f64]) -> Self {
+    /// `scale·(W·x + b) + shift`, with `alpha` and `beta` folded. It must be finite.
+    pub fn scaled(&self, scale: &[f64], shift: &[f64]) -> Result<Self, Refusal> {
         let (alpha, beta) = self.factors;
+        let array = self.weight.array().map_err(|f| f.to_string())?;
+        let weight = array.slice::<f32>().map_err(|f| f.to_string())?;
         let scaled = |(i, &w): (usize, &f32)| (f64::from(w) * alpha * scale[self.channel(i)]) as f32;
         let bias = (0..self.channels()).map(|c| {
             let b = self.bias.as_ref().map_or(0.0, |b| f64::from(b[c]) * beta);
             (b * scale[c] + shift[c]) as f32
         });
+        let (weight, bias) =
+            (weight.iter().enumerate().map(scaled).collect::<Vec<f32>>(), bias.collect::<Vec<f32>>());
+        if weight.iter().chain(&bias).any(|v| !v.is_finite()) {
+            return Err("the folded weights are not finite".into());
+        }
+        let weight = Array::new(&self.shape, weight).map_err(|f| f.to_string())?;
         let gone = |a: &Attribute| matches!(a.name.as_deref(), Some("alpha" | "beta"));
-        Self {
+        Ok(Self {
             id: self.id,
             shape: self.shape.clone(),
             layout: self.layout,
-            weight: self.weight.iter().enumerate().map(scaled).collect(),
-            bias: Some(bias.collect()),
+            weight: Tensor::from_array(&weight),
+            bias: Some(bias),
             factors: (1.0, 1.0),
             attributes: self.attributes.iter().filter(|a| !gone(a)).cloned().collect(),
-        }
+        })
     }
 
     /// Adds this operator to an edit.
@@ -139,12 +145,10 @@ impl Linear {
             Some(value) => graph.name(value).to_string(),
             None => format!("{}_{what}", node_label(graph, self.id)),
         };
-        let array = Array::new(&self.shape, self.weight.clone());
-        let weight = array
-            .map(|a| Tensor::from_array(&a))
-            .unwrap_or_else(|_| Tensor::from_array(&Array::scalar(0f32)));
-        let mut inputs =
-            vec![graph.input(self.id, 0).map(Into::into), Some(edit.constant(&name_of(1, "weight"), weight))];
+        let mut inputs = vec![
+            graph.input(self.id, 0).map(Into::into),
+            Some(edit.constant(&name_of(1, "weight"), self.weight.clone())),
+        ];
         if let Some(bias) = bias {
             inputs.push(Some(edit.constant(&name_of(2, "bias"), Tensor::from_array(&Array::vector(bias)))));
         }
