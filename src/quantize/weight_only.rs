@@ -159,7 +159,7 @@ fn weight(
     if minor && readers.iter().any(|r| r.weighs_raw_features(graph)) && round::fits_half(&real) {
         let reason = "features from outside may differ in scale by orders: its weight has 16 bits";
         done.float.extend(readers.into_iter().map(|r| (r.label, reason.to_string())));
-        store::halve(graph, value, &tensor)?;
+        store::halve(graph, value, round::halves(&real, shape));
         return Ok(());
     }
     let names = readers.iter().filter(|r| !matches!(r.role, Role::Other)).map(|r| r.label.clone()).collect();

@@ -134,7 +134,14 @@ pub fn symmetric(real: &Floats, shape: &[usize], axis: Option<usize>) -> Result<
     Ok(Packed::new(elements, scale, zero, axis.map(|a| a as i64)))
 }
 
-/// Bytes in place of real numbers, computed when they are wanted.
+/// The same numbers in `float16`.
+pub fn halves(real: &Floats, shape: &[usize]) -> Tensor {
+    computed(real, DType::F16, shape, SHARE, |_, part| {
+        part.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect()
+    })
+}
+
+/// Narrower numbers in place of real ones, computed when they are wanted.
 fn computed(
     real: &Floats,
     dtype: DType,
@@ -144,7 +151,8 @@ fn computed(
 ) -> Tensor {
     let from = real.clone();
     let part = move |index| from.part(index, share, |part| quantize(index, part));
-    Tensor::deferred(dtype, shape, Deferred::new(real.len(), real.parts(share), part))
+    let length = real.len() * dtype.bits() / 8;
+    Tensor::deferred(dtype, shape, Deferred::new(length, real.parts(share), part))
 }
 
 /// Numbers that have a scale each.
@@ -289,6 +297,14 @@ impl Channels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_are_those_of_each_number() {
+        let real: Vec<f32> = (0..2 * SHARE + 77).map(|i| libm::sinf(i as f32) * 3.0).collect();
+        let halves = super::halves(&Floats::from(real.as_slice()), &[real.len()]).array().unwrap();
+        let wanted: Vec<half::f16> = real.iter().map(|&v| half::f16::from_f32(v)).collect();
+        assert_eq!(halves.slice::<half::f16>().unwrap(), wanted);
+    }
 
     /// Every element in the channel that its index along the axis says, whatever the order of parts and rows.
     #[test]

@@ -79,13 +79,10 @@ fn replace(
 }
 
 /// A constant becomes the output of a Cast from `float16`, under its own name.
-pub fn halve(graph: &mut Graph, value: ValueId, real: &Tensor) -> Result<(), Fault> {
-    let halves = real.array()?.slice::<f32>()?.iter().map(|&v| half::f16::from_f32(v)).collect();
-    let halves = Tensor::from_array(&Array::new::<half::f16>(real.shape(), halves)?);
+pub fn halve(graph: &mut Graph, value: ValueId, halves: Tensor) {
     let made = graph.add_constant(&format!("{}_half", graph.name(value)), halves);
     let to = vec![attribute::int("to", DType::F32.to_onnx().into())];
     replace(graph, value, ("Cast", to), &[Some(made)]);
-    Ok(())
 }
 
 /// `Gather(table)` becomes `DequantizeLinear(Gather(integer table))` for each Gather; other readers, if any, keep the
