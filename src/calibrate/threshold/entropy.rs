@@ -150,12 +150,16 @@ impl Bins {
             sum += entropy(self.bins[i] + more) - entropy(self.bins[i]);
         }
         // Σ P ln Q, group by group.
-        let width = to - from;
+        let (bins, part) = ((to - from) / levels, (to - from) % levels);
+        // How far the last group reaches beyond its share, in parts of a bin of which `levels` are one.
+        let mut beyond = 0;
         let (mut a, mut b) = (from, from);
-        for level in 1..=levels {
-            while (b - from) * levels < level * width {
-                b += 1;
+        for _ in 0..levels {
+            b += bins;
+            if beyond < part {
+                (b, beyond) = (b + 1, beyond + levels);
             }
+            beyond -= part;
             let kept = self.mass[b] - self.mass[a];
             let bins = self.occupied[b] - self.occupied[a];
             if bins > 0 {
