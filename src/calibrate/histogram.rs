@@ -131,7 +131,9 @@ impl Histogram {
             counter.count(&some[..count], scale, &mut self.bins);
         }
         if step > 1 {
-            Counter::new(2, 1).count(&[min, max], scale, &mut self.bins);
+            let mut ends = Counter::new(2, 1);
+            ends.count(&[min, max], scale, &mut self.bins);
+            ends.end(&mut self.bins);
         }
         counter.end(&mut self.bins);
         self.gather_zeros();

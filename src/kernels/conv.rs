@@ -306,7 +306,8 @@ fn gather<T: Number>(
     let mut runs = Vec::new();
     each_run(axes, first, width, |tap, run| runs.push((tap, run)));
     // Channel by channel: a plane is near while all taps read it.
-    for (c, x) in x.chunks_exact(plane.max(1)).take(input).enumerate() {
+    for c in 0..input {
+        let x = &x[c * plane..][..plane];
         let (first, step) = order.position(input, kernel, c);
         for (tap, run) in &runs {
             let line = &mut columns[(first + tap * step) * width + run.at..][..run.len];

@@ -395,3 +395,23 @@ fn fold_some<const N: usize, T: Copy>(
         *out = value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_any_length_are_copied_and_padded() {
+        let source: Vec<u32> = (1..400).collect();
+        for (stride, length, begin, end) in
+            (1..4).flat_map(|s| (0..100).flat_map(move |n| [(s, n, 0, 0), (s, n, 1, 0), (s, n, 2, 3)]))
+        {
+            let mut target = vec![7; begin + length + end];
+            copy_padded(&source, stride, (begin, begin + length), 0, &mut target);
+            let run = source.iter().step_by(stride).take(length).copied();
+            let wanted: Vec<u32> =
+                std::iter::repeat_n(0, begin).chain(run).chain(std::iter::repeat_n(0, end)).collect();
+            assert_eq!(target, wanted, "{length} with stride {stride}");
+        }
+    }
+}

@@ -212,7 +212,7 @@ class Bench:
 
     def threads(self):
         counts = sorted({1, self.a.threads})
-        self.table("growth with threads", *[f"{effort}, {n} threads" for effort in ("fast", "balanced") for n in counts])
+        self.table("growth with threads; ratios are to the first column", *[f"{effort}, {n} threads" for effort in ("fast", "balanced") for n in counts])
         for name, (model, data) in self.models.items():
             run = lambda effort, n: self.qonnx(
                 "compile", model, self.work / "own.onnx", "-q", "--calib", data, "--effort", effort, "--threads", n

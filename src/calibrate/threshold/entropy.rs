@@ -150,12 +150,12 @@ impl Bins {
             sum += entropy(self.bins[i] + more) - entropy(self.bins[i]);
         }
         // Σ P ln Q, group by group.
-        let (bins, part) = ((to - from) / levels, (to - from) % levels);
+        let (whole, part) = ((to - from) / levels, (to - from) % levels);
         // How far the last group reaches beyond its share, in parts of a bin of which `levels` are one.
         let mut beyond = 0;
         let (mut a, mut b) = (from, from);
         for _ in 0..levels {
-            b += bins;
+            b += whole;
             if beyond < part {
                 (b, beyond) = (b + 1, beyond + levels);
             }

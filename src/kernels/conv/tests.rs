@@ -208,3 +208,15 @@ fn many_tiles_join_without_a_seam() {
     let y = conv(ch, &axes, &x, &w, None).unwrap();
     assert_eq!(y, expected);
 }
+
+/// All taps read padding: what an earlier convolution left in the buffer must not show.
+#[test]
+fn windows_over_an_empty_input_read_zeros() {
+    let ch = Channels { batch: 1, groups: 1, input: 2, output: 3 };
+    let axis = |input, pad| Axis::new(input, 2, 1, 1, Padding::Explicit(pad, pad), false).unwrap();
+    let (w, bias) = (whole(3 * 2 * 4, 1), [1.0, 2.0, 3.0]);
+    let full = [axis(6, 0), axis(6, 0)];
+    conv(ch, &full, &whole(2 * 36, 2), &w, Some(&bias)).unwrap();
+    let empty = [axis(0, 1), axis(0, 1)];
+    assert_eq!(conv(ch, &empty, &[], &w, Some(&bias)).unwrap(), bias);
+}

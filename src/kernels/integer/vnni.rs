@@ -44,7 +44,7 @@ fn some_rows<const SIGNED_ROWS: bool, const ROWS: usize, const BLOCKS: usize>(
     let row = first % LANES;
     assert!(columns.len() >= BLOCKS * len && row + ROWS <= LANES);
     let mut sums = [[_mm512_setzero_si512(); BLOCKS]; ROWS];
-    // Pointers and ranges, as in `tile`: with slices or iterators the sums would not stay in registers.
+    // Pointers and ranges, as in `kernels::tile`: with slices or iterators the sums would not stay in registers.
     for step in (0..quads).step_by(LANES) {
         let mut a = rows.as_ptr().wrapping_add(step + row).cast::<i32>();
         let mut b = columns.as_ptr().wrapping_add(step);

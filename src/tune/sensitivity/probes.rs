@@ -236,6 +236,7 @@ mod tests {
             assert!(off.abs() < 2.0, "{off} dB off {exact:e}");
         }
     }
+
     #[test]
     fn estimates_over_samples_are_near_the_trials_and_the_same_on_any_number_of_threads() {
         let graph = import(text::parse(SOURCE).unwrap(), &|_| Err("none".into())).unwrap().graph;
