@@ -15,6 +15,7 @@ use crate::onnx::Payloads;
 use crate::quantize::candidate::Filter;
 use crate::quantize::weight_only::blocked::Blocked;
 use crate::quantize::{Half, Types};
+use crate::tune::shares::Budget;
 
 /// What to make of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,6 +149,8 @@ pub struct Options {
     pub calibrator: Calibrator,
     /// The steps of tuning.
     pub steps: BTreeSet<Tuning>,
+    /// The samples that they use.
+    pub budget: Budget,
     /// A bound that the result must keep on samples held out of calibration.
     pub bound: Option<Bound>,
     /// Class numbers of the samples, for [`Bound::Drop`].
@@ -219,6 +222,14 @@ impl Effort {
         };
         all.into_iter().take(count).collect()
     }
+
+    /// The samples that they are worth.
+    pub fn budget(self) -> Budget {
+        match self {
+            Self::Fast | Self::Balanced => Budget { followed: 16, judging: 20, abreast: 48, rounds: 2 },
+            Self::Best => Budget { followed: 48, judging: 48, abreast: 100, rounds: 4 },
+        }
+    }
 }
 
 impl Default for Options {
@@ -230,6 +241,7 @@ impl Default for Options {
             recipe: None,
             calibrator: Calibrator::Auto,
             steps: Effort::Balanced.steps(),
+            budget: Effort::Balanced.budget(),
             bound: None,
             labels: None,
             samples: None,

@@ -13,6 +13,7 @@ pub mod moments;
 pub mod reconstruct;
 pub mod rounding;
 pub mod sensitivity;
+pub mod shares;
 pub mod smooth;
 pub mod tradeoff;
 
@@ -22,13 +23,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use self::distance::{Distance, Part, judged, mean_ratio};
+use self::shares::spread;
 use crate::calibrate::read::Samples;
 use crate::error::Error;
 use crate::interpret::{Numerics, Program};
 use crate::ir::{Array, Graph, Tensor, ValueId};
-
-/// Samples on which steps are judged, at most.
-const JUDGING: usize = 32;
 
 /// In so many parts a sequence of changes is judged, and so many times as many samples as show at once what is worse.
 const QUARTERS: usize = 4;
@@ -64,11 +63,9 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Runs the float graph on some of the samples, evenly spread.
-    pub fn new(reference: &Graph, samples: &'a Samples) -> Result<Self, Error> {
-        let count = samples.len().min(JUDGING);
-        let indices: Vec<usize> = (0..count).map(|i| i * samples.len() / count).collect();
-        Self::on(reference, samples, &indices)
+    /// Runs the float graph on at most so many of the samples, evenly spread.
+    pub fn new(reference: &Graph, samples: &'a Samples, most: usize) -> Result<Self, Error> {
+        Self::on(reference, samples, &spread(&(0..samples.len()).collect::<Vec<_>>(), most))
     }
 
     /// Runs the float graph on the samples with these indices.
@@ -81,6 +78,18 @@ impl<'a> Judge<'a> {
             indices.par_iter().map(|&index| Ok((index, program.values(&samples.load(index)?, &values)?)));
         let names = values.iter().map(|&v| reference.name(v).to_string()).collect();
         Ok(Self { samples, wanted: wanted.collect::<Result<_, Error>>()?, parts, judged, names })
+    }
+
+    /// The mean power of each part in a sample.
+    pub fn powers(&self) -> Vec<f64> {
+        let power = |(index, part): (usize, &Part)| {
+            let mut distance = Distance::default();
+            for (_, values) in &self.wanted {
+                values[index].iter().for_each(|v| distance.add(part, v, Some(v)));
+            }
+            distance.signal() / self.wanted.len().max(1) as f64
+        };
+        self.parts[..self.judged].iter().enumerate().map(power).collect()
     }
 
     /// Noise over signal at the outputs of a graph that was made from the float graph.
@@ -130,8 +139,8 @@ impl<'a> Judge<'a> {
         Ok((quarter, if give_up(quarter) { None } else { Some(add(false)?) }))
     }
 
-    /// Makes changes to a quantized graph, each of which stands on those before it, as far as the outputs become closer
-    /// by them: all of them, or the first quarters, or none.
+    /// Makes changes to a quantized graph, each of which stands on those before it: all of them if the outputs become
+    /// closer by it, or else as many quarters as bring them closest, or none.
     pub fn advance(
         &self,
         name: &'static str,
@@ -141,19 +150,18 @@ impl<'a> Judge<'a> {
     ) -> Result<(Step, usize), Error> {
         let before = self.noise(quantized)?;
         let (mut least, mut best) = (before, (quantized.clone(), 0));
-        let mut done = 0;
-        for quarter in 1..=QUARTERS {
-            let end = changes.len() * quarter / QUARTERS;
-            for (constant, array) in changes[done..end].iter().flatten() {
-                quantized.set_constant(*constant, Tensor::from_array(array));
+        for quarters in (1..=QUARTERS).rev() {
+            let end = changes.len() * quarters / QUARTERS;
+            let mut changed = quantized.clone();
+            for (constant, array) in changes[..end].iter().flatten() {
+                changed.set_constant(*constant, Tensor::from_array(array));
             }
-            if end == done {
-                continue;
-            }
-            done = end;
-            let noise = self.noise(quantized)?;
+            let noise = self.noise(&changed)?;
             if noise < least {
-                (least, best) = (noise, (quantized.clone(), end));
+                (least, best) = (noise, (changed, end));
+            }
+            if quarters == QUARTERS && best.1 > 0 {
+                break;
             }
         }
         *quantized = best.0;

@@ -12,6 +12,7 @@ use qonnx::interpret::Program;
 use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType, ValueId};
 use qonnx::onnx::{External, emit, import, text};
 use qonnx::quantize::candidate::{Candidates, Filter, watched};
+use qonnx::quantize::weights::Memo;
 use qonnx::quantize::{Plan, Target, insert, placement, plan};
 use qonnx::report::Quantized;
 use qonnx::{onnx, passes};
@@ -78,7 +79,8 @@ fn quantize(model: &mut Model, target: &Target) -> String {
         &seen,
         &plan::noise(&seen, &choices),
     );
-    let mut plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, target).unwrap();
+    let mut plan =
+        Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, (target, &Memo::default())).unwrap();
     target.storage.apply(graph, &mut plan, target).unwrap();
     let facts = Quantized::plan(graph, &plan, &seen, None);
     insert::insert(graph, &plan);

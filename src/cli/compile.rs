@@ -234,6 +234,7 @@ impl Compile {
             recipe,
             calibrator: self.calibrator,
             steps: self.steps(),
+            budget: self.effort.budget(),
             bound: self.min_sqnr.map(Bound::Sqnr).or(self.max_drop.map(Bound::Drop)),
             labels: self.labels.clone(),
             samples: self.samples.map(|n| n as usize),

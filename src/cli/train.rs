@@ -187,6 +187,7 @@ impl Train {
             recipe,
             calibrator: Calibrator::Auto,
             steps: self.effort.steps(),
+            budget: self.effort.budget(),
             target: self.target.clone(),
             filter: Filter { exclude: self.exclude.clone(), ..Filter::default() },
             command: self.command(loss),

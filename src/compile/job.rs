@@ -29,9 +29,14 @@ use crate::tune::equalize::equalize;
 use crate::tune::goal::{Exam, Goal};
 use crate::tune::reconstruct::Fit;
 use crate::tune::sensitivity::{Measured, Subject};
+use crate::tune::shares::Shares;
 use crate::tune::smooth::smooth;
 use crate::tune::tradeoff::{Choices, Proposal, Search};
 use crate::tune::{Judge, Step, bias, moments};
+
+/// What rounding weights for what they compute leaves of the noise of a quantized graph: between a quarter and four
+/// fifths in most models.
+const AFTER_ROUNDING: f64 = 0.5;
 
 /// What a mode works with.
 pub struct Job<'a> {
@@ -59,6 +64,8 @@ pub struct Prepared {
     pub choices: Choices,
     /// What could become integer.
     pub candidates: Candidates,
+    /// Weights as far as they are quantized.
+    pub weights: weights::Memo,
 }
 
 impl Job<'_> {
@@ -126,7 +133,7 @@ impl Job<'_> {
         if corrected.is_empty() {
             return Ok(());
         }
-        let judge = Judge::new(float, samples)?;
+        let judge = Judge::new(float, samples, self.options.budget.judging)?;
         let noise = (judge.noise(graph)?, judge.noise(&better)?);
         let kept = noise.1 < noise.0;
         done.steps.push(Step::new(
@@ -212,7 +219,7 @@ impl Job<'_> {
         };
         let choices = plan::choices(&calibration.seen, self.calibrator());
         let candidates = Candidates::of(graph, target, &options.filter, &calibration.seen);
-        Ok(Prepared { smoothed, calibration, choices, candidates })
+        Ok(Prepared { smoothed, calibration, choices, candidates, weights: weights::Memo::default() })
     }
 
     /// What each value and each weight alone does to the outputs; exactly, or as far as it takes to decide.
@@ -220,7 +227,7 @@ impl Job<'_> {
         &self,
         graph: &Graph,
         ready: &Prepared,
-        samples: &Samples,
+        judge: &Judge,
         exact: bool,
     ) -> Result<Measured, Error> {
         let subject = Subject {
@@ -229,9 +236,12 @@ impl Job<'_> {
             seen: &ready.calibration.seen,
             calibrator: self.calibrator(),
             target: self.target,
+            judge,
+            weights: &ready.weights,
+            followed: self.options.budget.followed,
             exact,
         };
-        subject.measure(&ready.choices, samples, &|done, total| (self.watch)("measuring", done, total))
+        subject.measure(&ready.choices, &|done, total| (self.watch)("measuring", done, total))
     }
 
     /// The plan for what noise costs, the noise of values, and their ranges.
@@ -245,8 +255,9 @@ impl Job<'_> {
         let seen = &ready.calibration.seen;
         let choices = &self.pinned(graph, seen, choices);
         let placement = placement::place(graph, target, weight, ready.candidates.clone(), seen, noise);
-        let mut plan = Plan::solve(graph, placement, seen, choices, self.calibrator(), target)
-            .map_err(|f| f.at("solving scales and zero points"))?;
+        let mut plan =
+            Plan::solve(graph, placement, seen, choices, self.calibrator(), (target, &ready.weights))
+                .map_err(|f| f.at("solving scales and zero points"))?;
         target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
         Ok(plan)
     }
@@ -273,7 +284,7 @@ impl Job<'_> {
         if equalize(&mut other).map_err(|f| f.at("equalization"))? == 0 {
             return Ok(None);
         }
-        let judge = Judge::new(graph, samples)?;
+        let judge = Judge::new(graph, samples, self.options.budget.judging)?;
         let noise = |graph: &Graph| -> Result<f64, Error> {
             let mut graph = graph.clone();
             let plain = Options { steps: BTreeSet::new(), ..self.options.clone() };
@@ -329,21 +340,24 @@ impl Job<'_> {
         let ready = self.prepare(graph)?;
         let (seen, choices) = (&ready.calibration.seen, &ready.choices);
         let mut tuned: Vec<Step> = equalized.into_iter().collect();
-        let mut judge = None;
-        let plan = if let Some(samples) = self.samples.filter(|_| steps.contains(&Tuning::TradeOff)) {
+        let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
+        let judged = self.samples.filter(|_| !steps.is_empty());
+        let judge = judged.map(|samples| Judge::on(graph, samples, &shares.judging)).transpose()?;
+        let trades = judge.as_ref().filter(|_| steps.contains(&Tuning::TradeOff));
+        let plan = if let Some(judge) = trades {
             // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
             let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
             let job = Job { held_out: None, target, ..*self };
-            let measured = &job.measure(graph, &ready, samples, false)?;
-            let judge = &*judge.insert(Judge::new(graph, samples)?);
+            let measured = &job.measure(graph, &ready, judge, false)?;
             let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
             let (own, exam) = (choices, exam.as_ref());
-            let search = Search { graph, judge, measured, own, target, exam, solve: &solve };
+            let left = if steps.contains(&Tuning::Rounding) { AFTER_ROUNDING } else { 1.0 };
+            let search = Search { graph, judge, measured, own, target, left, exam, solve: &solve };
             let (mut plan, step) = search.run()?;
             tuned.push(step);
             if self.target.weight_limit < target.weight_limit {
                 let at = |f: Fault| f.at("storage types");
-                plan.constants = weights::solve(graph, &plan, self.target).map_err(at)?;
+                plan.constants = weights::solve(graph, &plan, self.target, &ready.weights).map_err(at)?;
                 self.target.storage.apply(graph, &mut plan, self.target).map_err(at)?;
             }
             plan
@@ -358,13 +372,14 @@ impl Job<'_> {
         let reference = graph.clone();
         insert::insert(graph, &plan);
         let before = exam.as_ref().map(|_| graph.clone());
-        let stored = self.store_beside(graph, &plan.placement.recurrent, judge.as_ref())?;
+        let stored = self.store_beside(graph, &plan.placement.recurrent, trades)?;
         if !refine::taken_back(exam.as_ref(), graph, before)? {
             quantized.store(stored);
         }
-        if let Some(samples) = self.samples.filter(|_| !quantized.nodes.is_empty()) {
+        if let (Some(samples), Some(judge), false) = (self.samples, &judge, quantized.nodes.is_empty()) {
             let (reference, exam) = (&reference, exam.as_ref());
-            let refine = Refine { reference, samples, target, exam, watch };
+            let (shares, budget) = (&shares, options.budget);
+            let refine = Refine { reference, samples, shares, budget, judge, target, exam, watch };
             for step in &steps {
                 match step {
                     Tuning::BiasCorrection => refine.layers(Fit::Biases, graph, &mut quantized)?,

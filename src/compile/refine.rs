@@ -14,7 +14,8 @@ use crate::train::loss::Loss;
 use crate::train::optimizer::{Method, Rates, Schedule};
 use crate::train::{Reach, Session, Settings, Share, Student, Watcher};
 use crate::tune::goal::Exam;
-use crate::tune::reconstruct::{Fit, Reconstruction, Shares, reconstruct};
+use crate::tune::reconstruct::{Fit, Reconstruction, reconstruct};
+use crate::tune::shares::{Budget, Shares};
 use crate::tune::{Judge, Step};
 
 /// Learning rate of weights of one step, as a share of their root mean square: with more steps they move less.
@@ -35,6 +36,12 @@ pub struct Refine<'a> {
     pub reference: &'a Graph,
     /// Calibration samples.
     pub samples: &'a Samples,
+    /// What they are for.
+    pub shares: &'a Shares,
+    /// How many of them.
+    pub budget: Budget,
+    /// Judges what was learned, on samples that were not.
+    pub judge: &'a Judge<'a>,
     /// What the result is for.
     pub target: &'a Target,
     /// A bound that must not break.
@@ -53,11 +60,11 @@ impl Refine<'_> {
         };
         let progress = |step, steps| (self.watch)(phase, step, steps);
         let form = self.target.form();
-        let Reconstruction { gains: mut layers, changes, judging } =
-            reconstruct(self.reference, graph, self.samples, (form, fit), &progress)?;
+        let samples = (self.samples, self.shares, self.budget);
+        let Reconstruction { gains: mut layers, changes } =
+            reconstruct(self.reference, graph, samples, (form, fit), &progress)?;
         let before = self.exam.map(|_| graph.clone());
-        let judge = Judge::on(self.reference, self.samples, &judging)?;
-        let (mut step, mut kept) = judge.advance(name, graph, &changes, started)?;
+        let (mut step, mut kept) = self.judge.advance(name, graph, &changes, started)?;
         if taken_back(self.exam, graph, before)? {
             (step.kept, kept) = (false, 0);
         }
@@ -73,16 +80,14 @@ impl Refine<'_> {
     /// in its way is told; the model is then as before.
     pub fn train(&self, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
         let started = Instant::now();
-        let Shares { learning, judging, .. } = Shares::all(self.samples.len());
-        let trained = match self.trained(graph, learning, &judging) {
+        let trained = match self.trained(graph) {
             Ok(trained) => trained,
             Err(error) => {
                 done.warnings.push(format!("block training was left out: {error}"));
                 return Ok(());
             }
         };
-        let judge = Judge::on(self.reference, self.samples, &judging)?;
-        let noise = (judge.noise(graph)?, judge.noise(&trained)?);
+        let noise = (self.judge.noise(graph)?, self.judge.noise(&trained)?);
         let mut kept = noise.1 < noise.0;
         if kept {
             let before = std::mem::replace(graph, trained);
@@ -94,7 +99,8 @@ impl Refine<'_> {
     }
 
     /// The graph of the best epoch.
-    fn trained(&self, graph: &Graph, learning: Vec<usize>, judging: &[usize]) -> Result<Graph, Error> {
+    fn trained(&self, graph: &Graph) -> Result<Graph, Error> {
+        let Shares { learning, judging } = self.shares;
         if learning.is_empty() {
             let fault =
                 Fault::new(format!("{} samples are too few to learn from and to judge by", judging.len()));
@@ -125,8 +131,8 @@ impl Refine<'_> {
         let session = Session {
             student: &student,
             teacher: self.reference,
-            training: share(learning),
-            held_out: share(judging.to_vec()),
+            training: share(learning.clone()),
+            held_out: share(judging.clone()),
             settings: &settings,
             fingerprint: String::new(),
         };

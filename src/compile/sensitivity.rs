@@ -61,8 +61,8 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
     let graph = &mut model.graph;
     let job = Job { samples: Some(&samples), known: None, held_out: None, target: &target, options, watch };
     let ready = job.prepare(graph)?;
-    let measured = job.measure(graph, &ready, &samples, true)?;
-    let judge = Judge::new(graph, &samples)?;
+    let judge = Judge::new(graph, &samples, options.budget.judging)?;
+    let measured = job.measure(graph, &ready, &judge, true)?;
     let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
     let search = Search {
         graph,
@@ -70,6 +70,7 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
         measured: &measured,
         own: &ready.choices,
         target: &target,
+        left: 1.0,
         exam: None,
         solve: &solve,
     };

@@ -59,37 +59,25 @@ impl<'a> Adjoint<'a> {
         self.program.slots.get(&id).is_some_and(|&slot| self.smooth[slot])
     }
 
-    /// The gradients of several sums `Σ seed · target`: `see` is shown them, one for each sum, of every value that lies
-    /// between; `None` where a sum does not depend on it.
+    /// The gradient of `Σ seed · target`: `see` is shown that of every value that lies between.
     pub fn back(
         &self,
         trace: &Trace,
-        seeds: &[Vec<(ValueId, Array)>],
-        see: &mut dyn FnMut(ValueId, &[Option<Array>]),
+        seeds: &[(ValueId, Array)],
+        see: &mut dyn FnMut(ValueId, &Array),
     ) -> Result<(), Error> {
         let slots = &self.program.slots;
-        let mut gradients: Vec<Vec<Option<Array>>> = vec![vec![None; seeds.len()]; self.between.len()];
-        for (sum, seeds) in seeds.iter().enumerate() {
-            for (id, seed) in seeds {
-                let Some(&slot) = slots.get(id) else { continue };
-                accumulate(&mut gradients[slot][sum], seed.clone()).map_err(|f| f.at("gradients"))?;
-            }
+        let mut gradients: Vec<Option<Array>> = vec![None; self.between.len()];
+        for (id, seed) in seeds {
+            let Some(&slot) = slots.get(id) else { continue };
+            accumulate(&mut gradients[slot], seed.clone()).map_err(|f| f.at("gradients"))?;
         }
         for step in self.program.steps.iter().rev() {
-            let upstream: Vec<Vec<Option<Array>>> = step
-                .outputs
-                .iter()
-                .map(|o| {
-                    o.map_or_else(
-                        || vec![None; seeds.len()],
-                        |(slot, _)| std::mem::take(&mut gradients[slot]),
-                    )
-                })
-                .collect();
+            let take = |o: &Option<(usize, ValueId)>| o.and_then(|(slot, _)| gradients[slot].take());
+            let upstream: Vec<Option<Array>> = step.outputs.iter().map(take).collect();
             for (&output, found) in step.outputs.iter().zip(&upstream) {
-                if let Some((slot, id)) = output
+                if let (Some((slot, id)), Some(found)) = (output, found)
                     && self.between[slot]
-                    && found.iter().any(Option::is_some)
                 {
                     see(id, found);
                 }
@@ -97,9 +85,9 @@ impl<'a> Adjoint<'a> {
             self.step(step, trace, &upstream, &mut gradients).map_err(|f| f.at(&step.place))?;
         }
         let mut rest: Vec<(ValueId, usize)> = slots.iter().map(|(&id, &slot)| (id, slot)).collect();
-        rest.retain(|&(_, slot)| self.between[slot] && gradients[slot].iter().any(Option::is_some));
+        rest.retain(|&(_, slot)| self.between[slot]);
         rest.sort();
-        rest.into_iter().for_each(|(id, slot)| see(id, &gradients[slot]));
+        rest.into_iter().for_each(|(id, slot)| gradients[slot].iter().for_each(|g| see(id, g)));
         Ok(())
     }
 
@@ -107,11 +95,11 @@ impl<'a> Adjoint<'a> {
         &self,
         step: &Step,
         trace: &Trace,
-        upstream: &[Vec<Option<Array>>],
-        gradients: &mut [Vec<Option<Array>>],
+        upstream: &[Option<Array>],
+        gradients: &mut [Option<Array>],
     ) -> Result<(), Fault> {
         let wanted: Vec<bool> = step.inputs.iter().map(|s| s.is_some_and(|s| self.between[s])).collect();
-        if !wanted.contains(&true) {
+        if !wanted.contains(&true) || upstream.iter().all(Option::is_none) {
             return Ok(());
         }
         let Some(op) = &self.graph.node(step.node).op else { return Ok(()) };
@@ -119,17 +107,10 @@ impl<'a> Adjoint<'a> {
         let value = |slot: usize| trace.tensor(slot).cloned();
         let inputs: Vec<_> = step.inputs.iter().map(|s| s.and_then(value)).collect();
         let outputs: Vec<_> = step.outputs.iter().map(|o| o.and_then(|(s, _)| value(s))).collect();
-        let sums = upstream.first().map_or(0, Vec::len);
-        for sum in 0..sums {
-            let upstream: Vec<Option<Array>> = upstream.iter().map(|u| u[sum].clone()).collect();
-            if upstream.iter().all(Option::is_none) {
-                continue;
-            }
-            let run = Run { inputs: &inputs, outputs: &outputs, upstream: &upstream, wanted: &wanted };
-            for ((slot, wanted), found) in step.inputs.iter().zip(&wanted).zip(gradient.backward(&run)?) {
-                if let (Some(slot), true, Some(found)) = (*slot, *wanted, found) {
-                    accumulate(&mut gradients[slot][sum], found)?;
-                }
+        let run = Run { inputs: &inputs, outputs: &outputs, upstream, wanted: &wanted };
+        for ((slot, wanted), found) in step.inputs.iter().zip(&wanted).zip(gradient.backward(&run)?) {
+            if let (Some(slot), true, Some(found)) = (*slot, *wanted, found) {
+                accumulate(&mut gradients[slot], found)?;
             }
         }
         Ok(())
@@ -189,15 +170,19 @@ mod tests {
         let v = |x: [f32; 3]| Array::vector(x.to_vec());
         let trace = program.trace(&[v([-1.0, 2.0, 3.0])]).unwrap();
         let adjoint = Adjoint::new(&program, &graph, &[id("y")], &[id("x"), id("s")]);
-        let seeds = [vec![(id("y"), v([1.0, 1.0, 1.0]))], vec![(id("y"), v([0.0, 0.0, 2.0]))], Vec::new()];
-        let mut found = BTreeMap::new();
-        let mut see = |id: ValueId, gradients: &[Option<Array>]| {
-            found.insert(graph.name(id).to_string(), gradients.to_vec());
+        let back = |seed: [f32; 3]| {
+            let mut found = BTreeMap::new();
+            let mut see = |id: ValueId, gradient: &Array| {
+                found.insert(graph.name(id).to_string(), gradient.clone());
+            };
+            adjoint.back(&trace, &[(id("y"), v(seed))], &mut see).unwrap();
+            found
         };
-        adjoint.back(&trace, &seeds, &mut see).unwrap();
+        let found = back([1.0, 1.0, 1.0]);
         assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), ["r", "s", "x", "y"]);
-        assert_eq!(found["s"], [Some(v([1.0, 1.0, 1.0])), Some(v([0.0, 0.0, 2.0])), None]);
-        assert_eq!(found["x"], [Some(v([0.0, 3.0, 4.0])), Some(v([0.0, 0.0, 8.0])), None]);
+        assert_eq!((&found["s"], &found["x"]), (&v([1.0, 1.0, 1.0]), &v([0.0, 3.0, 4.0])));
+        let found = back([0.0, 0.0, 2.0]);
+        assert_eq!((&found["s"], &found["x"]), (&v([0.0, 0.0, 2.0]), &v([0.0, 0.0, 8.0])));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What if a value had been another? A run whose values are all kept, and replays that compute again only what
 //! depends on a change.
 
-use super::{Action, Program, Step, Watch, data};
+use super::{Action, Program, Step, Watch, data, room};
 use crate::budget;
 use crate::error::{Error, Fault};
 use crate::ir::{Array, Datum, Extent, NodeId, ValueId};
@@ -15,6 +15,11 @@ impl Trace {
     /// What a slot held, if it is a tensor.
     pub(super) fn tensor(&self, slot: usize) -> Option<&Array> {
         self.values.get(slot)?.as_ref()?.as_tensor().ok()
+    }
+
+    /// Bytes of all values.
+    pub fn bytes(&self) -> u64 {
+        self.values.iter().flatten().map(room::bytes_of).sum()
     }
 }
 

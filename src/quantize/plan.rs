@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::candidate::Candidate;
 use super::placement::{Noise, Placement, clamped};
 use super::target::Target;
-use super::weights::{self, Constant};
+use super::weights::{self, Constant, Memo};
 use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::{Observer, Observers};
 use crate::calibrate::threshold::{Calibrator, Choice, Grid, sqnr_db};
@@ -94,7 +94,7 @@ impl Plan {
         seen: &Observers<ValueId>,
         choices: &BTreeMap<ValueId, Choice>,
         calibrator: Calibrator,
-        target: &Target,
+        (target, memo): (&Target, &Memo),
     ) -> Result<Self, Fault> {
         let mut placement = placement;
         let absorbed = absorbed(graph, &mut placement);
@@ -108,7 +108,7 @@ impl Plan {
         let keeps_clamps = !target.absorbs_clamps;
         let constants = BTreeMap::new();
         let mut plan = Self { placement, activations, constants, absorbed, keeps_clamps, rescaled };
-        plan.constants = weights::solve(graph, &plan, target)?;
+        plan.constants = weights::solve(graph, &plan, target, memo)?;
         Ok(plan)
     }
 }

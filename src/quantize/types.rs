@@ -119,7 +119,7 @@ impl Storage {
             };
             activation.params = self.params(range, target);
         }
-        plan.constants = weights::solve(graph, plan, target)?;
+        plan.constants = weights::solve(graph, plan, target, &weights::Memo::default())?;
         for (&(id, slot), constant) in &mut plan.constants {
             let Some(candidate) = plan.placement.integer.get(&id) else { continue };
             let product = matches!(candidate.rule,

@@ -7,10 +7,13 @@
 pub mod pairs;
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
 
 pub use pairs::saturating_channels;
 
-use super::candidate::activation_slots;
+use super::candidate::{Candidate, activation_slots};
 use super::plan::Plan;
 use super::target::Target;
 use crate::error::Fault;
@@ -68,30 +71,47 @@ const FULL: i32 = 127;
 /// The largest share of the int32 range that a bias may take, leaving room for the sum of products.
 const BIAS_LIMIT: f64 = (i32::MAX / 2) as f64;
 
+/// A node and one of its inputs.
+type Slot = (NodeId, usize);
+
+/// Weights that were quantized before: proposals differ in what is integer and in the ranges of activations, on which a
+/// weight depends only if its bias would not fit.
+#[derive(Debug, Default)]
+pub struct Memo(Mutex<BTreeMap<NodeId, (Form, Constant)>>);
+
+impl Memo {
+    /// The weight of a node in this form, which `make` computes.
+    pub fn get(
+        &self,
+        id: NodeId,
+        form: Form,
+        make: impl FnOnce() -> Result<Constant, Fault>,
+    ) -> Result<Constant, Fault> {
+        let known = || Some(self.0.lock().ok()?.get(&id).filter(|known| known.0 == form)?.1.clone());
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let made = make()?;
+        if let Ok(mut known) = self.0.lock() {
+            known.insert(id, (form, made.clone()));
+        }
+        Ok(made)
+    }
+}
+
 /// Quantizes all constants of integer nodes.
 pub fn solve(
     graph: &Graph,
     plan: &Plan,
     target: &Target,
+    memo: &Memo,
 ) -> Result<BTreeMap<(NodeId, usize), Constant>, Fault> {
-    let mut solved = BTreeMap::new();
+    let products: Vec<_> = plan.placement.integer.iter().collect();
+    let products =
+        products.par_iter().map(|&(&id, candidate)| product(graph, plan, (id, candidate), (target, memo)));
+    let products: Vec<_> = products.collect::<Result<_, Fault>>()?;
+    let mut solved: BTreeMap<_, _> = products.into_iter().flatten().collect();
     for (&id, candidate) in &plan.placement.integer {
-        if let Rule::Contraction { weight, channel_axis, bias } = candidate.rule
-            && let Some(tensor) = graph.constant_input(id, weight)
-        {
-            let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
-            let Some(input) = input else { continue };
-            let array = tensor.array()?;
-            let bias = bias.filter(|_| target.integer_bias);
-            let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
-            let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
-            let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
-            let quantized = weight_of(&array, channel_axis, input.params.scale, &offsets, target.form())?;
-            if let Some((slot, _)) = bias {
-                solved.insert((id, slot), bias_of(&offsets, input.params.scale, &quantized.scales));
-            }
-            solved.insert((id, weight), quantized);
-        }
         for slot in activation_slots(&candidate.rule, graph.node(id).inputs) {
             if let Some(tensor) = graph.constant_input(id, slot)
                 && let std::collections::btree_map::Entry::Vacant(entry) = solved.entry((id, slot))
@@ -101,6 +121,34 @@ pub fn solve(
         }
     }
     Ok(solved)
+}
+
+/// The weight of a product, and its bias.
+fn product(
+    graph: &Graph,
+    plan: &Plan,
+    (id, candidate): (NodeId, &Candidate),
+    (target, memo): (&Target, &Memo),
+) -> Result<Vec<(Slot, Constant)>, Fault> {
+    let Rule::Contraction { weight, channel_axis, bias } = candidate.rule else { return Ok(Vec::new()) };
+    let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
+    let (Some(tensor), Some(input)) = (graph.constant_input(id, weight), input) else {
+        return Ok(Vec::new());
+    };
+    let array = tensor.array()?;
+    let bias = bias.filter(|_| target.integer_bias);
+    let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
+    let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
+    let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
+    let form = target.form();
+    let make = |bias: &[f32]| weight_of(&array, channel_axis, input.params.scale, bias, form);
+    let mut quantized = memo.get(id, form, || make(&[]))?;
+    let of = |c: usize| quantized.scales[c.min(quantized.scales.len() - 1)];
+    if offsets.iter().enumerate().any(|(c, &b)| finest(b, input.params.scale) > of(c)) {
+        quantized = make(&offsets)?;
+    }
+    let bias = bias.map(|(slot, _)| ((id, slot), bias_of(&offsets, input.params.scale, &quantized.scales)));
+    Ok(bias.into_iter().chain([((id, weight), quantized)]).collect())
 }
 
 /// A weight of this form as symmetric `int8`, given the axis that counts output channels. `bias` is by channel, or empty.
@@ -130,7 +178,7 @@ pub fn weight_of(
         largest.iter().map(|&m| scale_for(m)).collect()
     };
     for (c, &b) in bias.iter().enumerate() {
-        let finest = (f64::from(b.abs()) / BIAS_LIMIT / f64::from(input_scale)) as f32;
+        let finest = finest(b, input_scale);
         let scale = &mut scales[if channels == 1 { 0 } else { c.min(channels - 1) }];
         *scale = scale.max(finest);
     }
@@ -143,6 +191,11 @@ pub fn weight_of(
         }
     }
     Ok(Constant { elements: Array::new(array.shape(), elements)?, scales, zero_point: 0, axis })
+}
+
+/// The least scale of a weight at which its bias fits.
+fn finest(bias: f32, input_scale: f32) -> f32 {
+    (f64::from(bias.abs()) / BIAS_LIMIT / f64::from(input_scale)) as f32
 }
 
 /// The integer nearest to `w / scale`, symmetric.

@@ -16,6 +16,7 @@ use self::rows::Rows;
 use super::Change;
 use super::layer::{Bias, Layer};
 use super::rounding::{Grid, Moments};
+use super::shares::{Budget, Run, Shares};
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
 use crate::interpret::lockstep::Lockstep;
@@ -23,10 +24,11 @@ use crate::interpret::{Program, node_label};
 use crate::ir::{Array, Graph, NodeId, ValueId};
 use crate::quantize::weights::{Form, pairs};
 
-/// At most this many samples are run side by side,
-const RUNS: usize = 100;
-/// or fewer if they keep more bytes than this: activations so large have many places each to learn from.
+/// Fewer samples than wanted are run side by side if they keep more bytes than this: activations so large have many
+/// places each to learn from.
 const KEPT: u64 = 512 << 20;
+/// At least so many are.
+const LEAST: usize = 5;
 /// Rows of a layer's problem: as many as this times its weights by channel, within limits.
 const ROWS_A_WEIGHT: usize = 6;
 const ROWS: std::ops::RangeInclusive<usize> = 1024..=8192;
@@ -38,10 +40,6 @@ const INPUTS: usize = 64 << 20;
 const TARGETS: usize = 256 << 20;
 /// The power that holds weights to where they started, as a share of the mean power of an input.
 const RIDGE: f32 = 1.0;
-/// One sample in so many takes no part in the choice and judges it.
-const HELD_OUT: usize = 5;
-/// Rounds of descent: saturated outputs choose their targets anew in each.
-const ROUNDS: usize = 3;
 
 /// What is fitted anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +73,6 @@ pub struct Reconstruction {
     pub gains: Vec<Gain>,
     /// Its new constants.
     pub changes: Vec<Change>,
-    /// Samples that took no part in the choice of any.
-    pub judging: Vec<usize>,
 }
 
 /// Rounds the weights of `quantized` anew. `reference` is the graph that it was made from, with the same node ids; its
@@ -84,7 +80,7 @@ pub struct Reconstruction {
 pub fn reconstruct(
     reference: &Graph,
     quantized: &Graph,
-    samples: &Samples,
+    (samples, shares, budget): (&Samples, &Shares, Budget),
     (form, fit): (Form, Fit),
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Reconstruction, Error> {
@@ -92,16 +88,25 @@ pub fn reconstruct(
     let same = |l: &Layer| reference.has_node(l.node) && l.depth <= DEEPEST;
     let mut first = Lockstep::new(&program, (0..samples.len().min(1)).map(|i| samples.load(i)))?;
     let layers: Vec<Layer> = first.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
-    let shares = Shares::of(samples.len(), most(&mut first, &layers)?);
-    let mut lockstep = Lockstep::new(&program, shares.runs.iter().map(|&i| samples.load(i)))?;
+    let runs = shares.abreast(most(&mut first, &layers, budget.abreast)?);
+    let mut lockstep = Lockstep::new(&program, runs.iter().map(|run| samples.load(run.sample)))?;
     let (mut gains, mut changes) = (Vec::new(), Vec::new());
     for part in parts(&layers) {
-        let targets = targets(reference, &float, (samples, &shares.runs), part)?;
+        let targets = targets(reference, &float, (samples, &runs), part)?;
         for layer in part {
             progress(gains.len() + 1, layers.len());
             let Some(targets) = targets.get(&layer.node) else { continue };
             lockstep.advance_to(layer.input)?;
-            let solver = Solver { graph: quantized, layer, lockstep: &lockstep, targets, form, fit };
+            let solver = Solver {
+                graph: quantized,
+                layer,
+                lockstep: &lockstep,
+                runs: &runs,
+                targets,
+                form,
+                fit,
+                rounds: budget.rounds,
+            };
             let (gain, constants) =
                 solver.solve().map_err(|e| e.within(node_label(quantized, layer.node)))?;
             gains.push(gain);
@@ -109,58 +114,17 @@ pub fn reconstruct(
             changes.push(constants.into_iter().map(|(constant, _, array)| (constant, array)).collect());
         }
     }
-    Ok(Reconstruction { gains, changes, judging: shares.judging })
+    Ok(Reconstruction { gains, changes })
 }
 
-/// How many runs may stand side by side, by what one keeps on its way through the layers.
-fn most(one: &mut Lockstep, layers: &[Layer]) -> Result<usize, Error> {
+/// How many of the wanted runs may stand side by side, by what one keeps on its way through the layers.
+fn most(one: &mut Lockstep, layers: &[Layer], wanted: usize) -> Result<usize, Error> {
     let mut kept = one.bytes();
     for layer in layers {
         one.advance_to(layer.input)?;
         kept = kept.max(one.bytes());
     }
-    Ok(usize::try_from(KEPT / kept.max(1)).unwrap_or(RUNS).clamp(HELD_OUT, RUNS))
-}
-
-/// Does the run take part in the choice? With few runs all do.
-fn takes_part(run: usize, runs: usize) -> bool {
-    runs < HELD_OUT || run % HELD_OUT != HELD_OUT - 1
-}
-
-/// What samples are for.
-pub struct Shares {
-    /// Those that are run side by side: some weights are chosen on, the others judge each layer.
-    runs: Vec<usize>,
-    /// Those that weights are chosen on; none if there are so few samples that all judge.
-    pub learning: Vec<usize>,
-    /// Those that judge the whole.
-    pub judging: Vec<usize>,
-}
-
-impl Shares {
-    /// Of all samples.
-    pub fn all(samples: usize) -> Self {
-        Self::of(samples, RUNS)
-    }
-
-    /// Of samples of which at most so many are run side by side, evenly spread.
-    fn of(samples: usize, most: usize) -> Self {
-        let count = samples.min(most);
-        let runs: Vec<usize> = (0..count).map(|i| i * samples / count).collect();
-        if count < HELD_OUT {
-            return Self { judging: runs.clone(), learning: Vec::new(), runs };
-        }
-        let (mut learning, mut judging) = (Vec::new(), Vec::new());
-        for (run, &index) in runs.iter().enumerate() {
-            if takes_part(run, count) { learning.push(index) } else { judging.push(index) }
-        }
-        // Those that are not run at all can judge as well.
-        let others: Vec<usize> = (0..samples).filter(|i| runs.binary_search(i).is_err()).collect();
-        let wanted = (samples.min(RUNS) / HELD_OUT).saturating_sub(judging.len()).min(others.len());
-        judging.extend((0..wanted).map(|i| others[i * others.len() / wanted]));
-        judging.sort_unstable();
-        Self { runs, learning, judging }
-    }
+    Ok(usize::try_from(KEPT / kept.max(1)).unwrap_or(wanted).min(wanted).max(LEAST))
 }
 
 fn rows(layer: &Layer) -> usize {
@@ -187,14 +151,14 @@ fn parts(layers: &[Layer]) -> Vec<&[Layer]> {
 fn targets(
     reference: &Graph,
     float: &Program,
-    (samples, indices): (&Samples, &[usize]),
+    (samples, all): (&Samples, &[Run]),
     layers: &[Layer],
 ) -> Result<BTreeMap<NodeId, Vec<Option<Target>>>, Error> {
     let outputs: BTreeMap<ValueId, (usize, &Layer)> =
         layers.iter().enumerate().filter_map(|(i, l)| Some((reference.output(l.node, 0)?, (i, l)))).collect();
     let found: Mutex<BTreeMap<NodeId, Vec<Option<Target>>>> = Mutex::new(BTreeMap::new());
-    let runs = indices.len().max(1);
-    indices.par_iter().enumerate().try_for_each(|(run, &sample)| {
+    let runs = all.len().max(1);
+    all.par_iter().enumerate().try_for_each(|(run, &Run { sample, .. })| {
         let mut problem = None;
         float.run_as_far_as_possible(&samples.load(sample)?, &mut |id: ValueId, array: &Array| {
             let Some((index, layer)) = outputs.get(&id) else { return };
@@ -234,9 +198,11 @@ struct Solver<'a> {
     graph: &'a Graph,
     layer: &'a Layer,
     lockstep: &'a Lockstep<'a>,
+    runs: &'a [Run],
     targets: &'a [Option<Target>],
     form: Form,
     fit: Fit,
+    rounds: usize,
 }
 
 /// A constant of the graph, what its dequantized value is in the runs, and its new integers.
@@ -288,13 +254,11 @@ impl Solver<'_> {
             pair_limit: pairs::LIMIT,
         };
         let grids: Vec<Grid> = scales.iter().map(grid).collect();
-        let taken = |run: usize| takes_part(run, self.targets.len());
         let inputs = self.inputs(with_bias)?;
         let solve_group = |group: usize| {
             let channels = group * per_group..(group + 1) * per_group;
-            let rows = |choose: &dyn Fn(usize) -> bool| self.rows(&inputs, group, with_bias, choose);
-            let fit = rows(&taken);
-            let judge = if self.targets.len() < HELD_OUT { fit.clone() } else { rows(&|run| !taken(run)) };
+            let rows = |choose: &dyn Fn(&Run) -> bool| self.rows(&inputs, group, with_bias, choose);
+            let (fit, judge) = (rows(&|run| run.learns), rows(&|run| run.judges));
             let first = Solution {
                 integers: start.integers[channels.start * depth..channels.end * depth].to_vec(),
                 bias: start.bias[channels.clone()].to_vec(),
@@ -304,7 +268,7 @@ impl Solver<'_> {
             let mut moments = Moments { width: fit.width, inputs: fit.gram(), cross: Vec::new() };
             let anchor = moments.anchor(&first.weights(grids), depth, RIDGE);
             let mut aim = fit.aim(layer.saturation);
-            for _ in 0..ROUNDS {
+            for _ in 0..self.rounds {
                 let cross = aim.at(&next.real(grids, with_bias));
                 moments.cross = cross.iter().zip(&anchor).map(|(b, a)| b + a).collect();
                 let before = next.clone();
@@ -316,7 +280,7 @@ impl Solver<'_> {
             let error = |s: &Solution| {
                 let found = judge.outputs(&s.real(grids, with_bias));
                 let targets = judge.targets(&found, layer.saturation);
-                judge.power(&found.iter().zip(&targets).map(|(a, b)| a - b).collect::<Vec<f32>>())
+                found.iter().zip(&targets).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
             };
             let (before, after) = (error(&first), error(&next));
             let (solution, after) = if after < before { (next, after) } else { (first, before) };
@@ -386,12 +350,12 @@ impl Solver<'_> {
         inputs: &[Option<Vec<f32>>],
         group: usize,
         with_bias: bool,
-        choose: &dyn Fn(usize) -> bool,
+        choose: &dyn Fn(&Run) -> bool,
     ) -> Rows {
         let layer = self.layer;
         let (width, channels) = (layer.depth + usize::from(with_bias), layer.channels / layer.groups);
         let (mut x, mut y) = (Vec::new(), Vec::new());
-        for (run, (input, target)) in inputs.iter().zip(self.targets).enumerate() {
+        for (run, (input, target)) in self.runs.iter().zip(inputs.iter().zip(self.targets)) {
             let (Some(input), Some(target), true) = (input, target, choose(run)) else { continue };
             let own = input.len() / layer.groups;
             x.extend_from_slice(&input[group * own..][..own]);
@@ -441,6 +405,3 @@ impl Solver<'_> {
         Ok(solved)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -114,8 +114,12 @@ impl Task for Descent<'_> {
                     let (gradient, grid) = (&mut gradient[c * width..][..width], &grids[c]);
                     let (weight, q) = (&mut weights[c * width + k], &mut q[c * depth..][..depth]);
                     let best = (*weight - gradient[k] / curvature) / grid.scale;
+                    let best = best.round_ties_even() as i32;
+                    if best == q[k] {
+                        continue;
+                    }
                     let (low, high) = grid.interval(k, q);
-                    let best = (best.round_ties_even() as i32).clamp(low, high);
+                    let best = best.clamp(low, high);
                     if best != q[k] {
                         let real = best as f32 * grid.scale;
                         add(gradient, real - *weight, row);

@@ -1,11 +1,9 @@
 //! What each quantized value and each weight alone does to the outputs, with each range that it could have.
 //!
-//! A few samples are run once, all values kept. Then each value in turn is rounded to 8 bits and what depends on it is
-//! computed again: half of the graph on average. The noise that arrives at the outputs is what the placement weighs
-//! against time, so that an operator whose output is hard to represent *and* matters stays float.
-//!
-//! Most of the noise comes from few values, and small changes of all the others can be followed together by gradients
-//! (`probes`). So where there is much to try, gradients tell first what is loud, and only that is computed again.
+//! The noise that arrives at the outputs is what the placement weighs against time, so that an operator whose output is
+//! hard to represent *and* matters stays float. Small changes of all values together are followed by gradients
+//! (`probes`), over many samples. What changes more than that is tried: a few samples are run, all values kept, then the
+//! value is rounded to 8 bits and what depends on it is computed again, half of the graph on average.
 
 mod probes;
 
@@ -15,9 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use self::probes::{Estimate, Probes};
+use super::Judge;
 use super::distance::{Distance, judged, mean_ratio};
 use crate::calibrate::observer::Observers;
-use crate::calibrate::read::Samples;
 use crate::calibrate::threshold::{Calibrator, Choice, Grid};
 use crate::error::Error;
 use crate::interpret::Program;
@@ -28,19 +26,15 @@ use crate::quantize::candidate::Candidate;
 use crate::quantize::placement::Noise;
 use crate::quantize::{Target, plan, weights};
 
-/// At least and at most this many samples are run.
+/// At least and at most this many samples are run for trials.
 const LEAST: usize = 2;
 const MOST: usize = 4;
-/// Runs of the graph that may be spent for each calibration sample.
-const RUNS_A_SAMPLE: f64 = 1.5;
-/// With more trials than this, gradients say first which are worth a run.
-const FEW: usize = 300;
-/// The share of the trials that are run then, the loudest.
-const LOUD: f64 = 0.25;
-/// What costs less than this, as a share of the float time, is not worth a run.
-const CHEAP: f64 = 1e-3;
+/// Runs of the graph that trials may take for each calibration sample.
+const RUNS_A_SAMPLE: f64 = 0.5;
 /// A change by more than this share of a value's mean deviation is not small: gradients do not tell what it does.
-const SMALL: f64 = 0.1;
+const SMALL: f64 = 0.3;
+/// Nor is one that brings more than this noise over signal to the outputs.
+const LOUD: f64 = 0.01;
 /// Ranges that differ by less than this share are not worth telling apart.
 const ALIKE: f32 = 0.02;
 
@@ -56,7 +50,13 @@ pub struct Subject<'a> {
     pub calibrator: Calibrator,
     /// The target.
     pub target: &'a Target,
-    /// Try everything, however quiet gradients say that it is.
+    /// What the outputs should be, and the samples.
+    pub judge: &'a Judge<'a>,
+    /// Weights as far as they are quantized.
+    pub weights: &'a weights::Memo,
+    /// Over at most so many samples gradients are followed.
+    pub followed: usize,
+    /// Try everything, whatever gradients say.
     pub exact: bool,
 }
 
@@ -69,6 +69,16 @@ enum Trial {
     Value(ValueId, QuantParams, Option<Choice>),
     /// The weight of the node, which is this constant, rounded.
     Weight(NodeId, ValueId, Array),
+}
+
+impl Trial {
+    /// What trials that are to be compared have in common: the value, or the node and its weight.
+    fn unit(&self) -> (ValueId, Option<NodeId>) {
+        match self {
+            Self::Value(id, ..) => (*id, None),
+            Self::Weight(node, value, _) => (*value, Some(*node)),
+        }
+    }
 }
 
 /// The noise that each trial brings to the outputs, over signal.
@@ -114,14 +124,11 @@ impl Subject<'_> {
     pub fn measure(
         &self,
         choices: &BTreeMap<ValueId, Choice>,
-        samples: &Samples,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Measured, Error> {
         let mut trials = self.values(choices);
         trials.extend(self.weights(choices));
-        let allowed = RUNS_A_SAMPLE * samples.len() as f64 / (trials.len() as f64 / 2.0).max(1.0);
-        let picked = self.picked((allowed as usize).clamp(LEAST, MOST), samples.len());
-        let ratios = self.ratios(&trials, samples, &picked, progress)?;
+        let ratios = self.ratios(&trials, progress)?;
         let mut measured = Measured::default();
         for (trial, ratio) in trials.iter().zip(ratios) {
             match trial {
@@ -132,31 +139,27 @@ impl Subject<'_> {
         Ok(measured)
     }
 
-    /// The noise over signal that each trial brings to the outputs, over the samples of these indices.
-    fn ratios(
-        &self,
-        trials: &[Trial],
-        samples: &Samples,
-        picked: &[usize],
-        progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<Vec<f64>, Error> {
+    /// The noise over signal that each trial brings to the outputs.
+    fn ratios(&self, trials: &[Trial], progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Vec<f64>, Error> {
         let (program, judged) = (Program::new(self.graph)?, judged(self.graph));
         let values: Vec<ValueId> = judged.iter().map(|part| part.value).collect();
-        let all = trials.len() * picked.len();
-        progress(0, all);
-        let mut estimates = Vec::new();
-        let mut run = vec![true; trials.len()];
-        if !self.exact && trials.len() > FEW {
+        progress(0, trials.len());
+        let mut told = Vec::new();
+        let samples = self.judge.samples;
+        if !self.exact {
             let probes = Probes { graph: self.graph, program: &program, judged: &judged, trials };
+            let picked = self.picked(self.followed, samples.len());
             // An operator may know no gradient for these types: then every trial is run.
-            if let Ok(found) = probes.estimate(samples, picked) {
-                run = loud(trials, &found, self.target.noise_weight);
-                estimates = found;
-            }
+            told = probes.estimate((samples, &picked), &self.judge.powers()).unwrap_or_default();
         }
+        let run = untold(trials, &told);
+        let count = run.iter().filter(|&&run| run).count();
+        let allowed = RUNS_A_SAMPLE * samples.len() as f64 / (count as f64 / 2.0).max(1.0);
+        let picked = self.picked((allowed as usize).clamp(LEAST, MOST), samples.len());
+        let all = trials.len() * picked.len();
         let mut totals = vec![vec![Distance::default(); judged.len()]; trials.len()];
-        let done = AtomicUsize::new(run.iter().filter(|run| !**run).count() * picked.len());
-        for &index in picked {
+        let done = AtomicUsize::new((trials.len() - count) * picked.len());
+        for &index in picked.iter().filter(|_| count > 0) {
             let trace = program.trace(&samples.load(index)?)?;
             let tried = totals.par_iter_mut().zip(trials).zip(&run).filter(|(_, run)| **run);
             tried.try_for_each(|((total, trial), _)| {
@@ -172,7 +175,7 @@ impl Subject<'_> {
                 Ok::<_, Error>(())
             })?;
         }
-        let told = |index: usize| estimates.get(index)?.as_ref().filter(|_| !run[index]).map(|e| e.ratio);
+        let told = |index: usize| told.get(index)?.as_ref().filter(|_| !run[index]).map(|e| e.ratio);
         let ratio = |(index, parts): (usize, &Vec<_>)| told(index).unwrap_or_else(|| mean_ratio(parts));
         Ok(totals.iter().enumerate().map(ratio).collect())
     }
@@ -243,40 +246,26 @@ impl Subject<'_> {
             let Rule::Contraction { weight, channel_axis, .. } = c.rule else { return None };
             let value = self.graph.input(id, weight)?;
             let array = self.graph.constant(value)?.array().ok()?;
-            let range = choices.get(c.activations.first()?)?.range;
-            let scale = QuantParams::asymmetric(range.lo, range.hi, DType::U8).scale;
-            let constant = weights::weight_of(&array, channel_axis, scale, &[], self.target.form()).ok()?;
+            choices.get(c.activations.first()?)?;
+            let form = self.target.form();
+            let make = || weights::weight_of(&array, channel_axis, 1.0, &[], form);
+            let constant = self.weights.get(id, form, make).ok()?;
             Some(Trial::Weight(id, value, constant.dequantized().ok()?))
         };
-        self.candidates.iter().filter_map(trial).collect()
+        self.candidates.par_iter().filter_map(trial).collect()
     }
 }
 
-/// Which trials must be run: those of the loudest values and weights, and those of which gradients do not tell enough. All
-/// of a value's are, if one of them is.
-fn loud(trials: &[Trial], estimates: &[Option<Estimate>], noise_weight: f64) -> Vec<bool> {
-    let mut units: BTreeMap<_, (f64, Vec<usize>)> = BTreeMap::new();
-    for (index, (trial, estimate)) in trials.iter().zip(estimates).enumerate() {
-        let unit = match trial {
-            Trial::Value(id, ..) => (*id, None),
-            Trial::Weight(node, value, _) => (*value, Some(*node)),
-        };
-        let told = estimate.as_ref().filter(|e| e.own <= SMALL && e.ratio.is_finite());
-        let (loudness, members) = units.entry(unit).or_default();
-        *loudness = loudness.max(told.map_or(f64::INFINITY, |e| e.ratio));
-        members.push(index);
-    }
-    let mut units: Vec<_> = units.into_values().collect();
-    units.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let (mut run, mut count) = (vec![false; trials.len()], 0.0);
-    for (loudness, members) in units {
-        let matters = noise_weight * loudness > CHEAP && count < LOUD * trials.len() as f64;
-        if loudness.is_infinite() || matters {
-            count += members.len() as f64;
-            members.into_iter().for_each(|index| run[index] = true);
-        }
-    }
-    run
+/// Which trials must be run: those of which gradients do not tell enough. All of a value's are, if one of them is, for
+/// what they bring is to be compared.
+fn untold(trials: &[Trial], told: &[Option<Estimate>]) -> Vec<bool> {
+    let tells = |index: usize| {
+        let told = told.get(index).and_then(Option::as_ref);
+        told.is_some_and(|e| e.own <= SMALL && e.ratio <= LOUD)
+    };
+    let open = trials.iter().enumerate().filter(|(index, _)| !tells(*index));
+    let open: BTreeSet<_> = open.map(|(_, trial)| trial.unit()).collect();
+    trials.iter().map(|trial| open.contains(&trial.unit())).collect()
 }
 
 fn alike(a: &Choice, b: &Choice) -> bool {
@@ -303,7 +292,7 @@ mod tests {
     use crate::onnx::{import, text};
 
     #[test]
-    fn the_loudest_quarter_is_run_and_what_gradients_do_not_tell() {
+    fn what_gradients_do_not_tell_is_run() {
         let source = r#"<ir_version: 8, opset_import: ["" : 17]>
             g (float[3] a, float[3] b, float[3] c, float[3] d) => (float[3] y) { y = Sum (a, b, c, d) }"#;
         let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
@@ -313,13 +302,11 @@ mod tests {
             graph.inputs.iter().flat_map(|&v| [(); 2].map(|()| Trial::Value(v, params, None))).collect();
         let told = |ratio, own| Some(Estimate { ratio, own });
         let quiet = told(1e-9, 0.01);
-        let run = |estimates: [Option<Estimate>; 8]| loud(&trials, &estimates, 20.0);
         let both = |of: [bool; 4]| of.into_iter().flat_map(|x| [x, x]).collect::<Vec<bool>>();
-        let loudest =
-            [told(1e-3, 0.01), told(1e-3, 0.01), quiet, told(1e-2, 0.01), quiet, quiet, quiet, quiet];
-        assert_eq!(run(loudest), both([false, true, false, false]));
-        assert_eq!(run([quiet; 8]), [false; 8]);
-        let untold = [quiet, quiet, None, quiet, told(1e-9, 0.2), quiet, told(f64::NAN, 0.0), quiet];
-        assert_eq!(run(untold), both([false, true, true, true]));
+        let loud = told(9e-3, 0.01);
+        assert_eq!(untold(&trials, &[loud, quiet, quiet, loud, quiet, quiet, loud, loud]), both([false; 4]));
+        let some = [quiet, quiet, None, quiet, told(1e-9, 0.4), quiet, told(f64::NAN, 0.0), quiet];
+        assert_eq!(untold(&trials, &some), both([false, true, true, true]));
+        assert_eq!(untold(&trials, &[]), both([true; 4]));
     }
 }

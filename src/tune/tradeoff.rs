@@ -70,6 +70,16 @@ struct Attempt {
     cost: f64,
 }
 
+/// What came of trying to be better than the best.
+enum Rival {
+    /// It would be the same.
+    Same,
+    /// It is much worse on few samples.
+    Lost,
+    /// It may be better.
+    Open(Box<Attempt>),
+}
+
 /// What is tried, and on what.
 pub struct Search<'a> {
     /// The float graph.
@@ -82,6 +92,8 @@ pub struct Search<'a> {
     pub own: &'a Choices,
     /// What noise and float weights cost.
     pub target: &'a Target,
+    /// What is left of the noise that is judged when the weights have been fitted to it.
+    pub left: f64,
     /// The bound that the result must keep, if there is one.
     pub exam: Option<&'a Exam<'a>>,
     /// Makes a plan.
@@ -95,18 +107,19 @@ impl Search<'_> {
         let mut best = self.attempt(CLIPPING[0], 1.0)?;
         let before = best.noise;
         for &share in &CLIPPING[1..] {
-            if let Some(other) = self.rival(&best, share, 1.0)?
+            if let Rival::Open(other) = self.rival(&best, share, 1.0)?
                 && other.cost < best.cost * WORTHWHILE
             {
-                best = other;
+                best = *other;
             }
         }
         for dearer in DEARER {
             let worthwhile = if best.dearer > 1.0 { 1.0 } else { BROKEN };
-            if let Some(other) = self.rival(&best, best.share, dearer)?
-                && other.cost < best.cost * worthwhile
-            {
-                best = other;
+            match self.rival(&best, best.share, dearer)? {
+                Rival::Open(other) if other.cost < best.cost * worthwhile => best = *other,
+                Rival::Open(_) | Rival::Same => {}
+                // What is dearer still costs even more.
+                Rival::Lost => break,
             }
         }
         if let Some(exam) = self.exam {
@@ -134,14 +147,20 @@ impl Search<'_> {
     }
 
     /// An attempt that is other than the best and may be better.
-    fn rival(&self, best: &Attempt, share: f64, dearer: f64) -> Result<Option<Attempt>, Error> {
+    fn rival(&self, best: &Attempt, share: f64, dearer: f64) -> Result<Rival, Error> {
         let open = self.open(share, dearer)?;
         if open.plan.is_like(&best.plan) {
-            return Ok(None);
+            return Ok(Rival::Same);
         }
         let lost = self.cost(best, best.quarter) * LOST;
         let (quarter, noise) = self.noise(&open, &|quarter| self.cost(&open, quarter) > lost)?;
-        Ok(noise.map(|noise| Attempt { quarter, noise, cost: self.cost(&open, noise), ..open }))
+        Ok(match noise {
+            None => Rival::Lost,
+            Some(noise) => {
+                let cost = self.cost(&open, noise);
+                Rival::Open(Box::new(Attempt { quarter, noise, cost, ..open }))
+            }
+        })
     }
 
     /// An attempt before it is judged.
@@ -167,7 +186,7 @@ impl Search<'_> {
         let counted = if attempt.share > 0.0 { noise * CLIPPED } else { noise };
         let placement = &attempt.plan.placement;
         let size = self.target.size_weight * placement.float_weights;
-        placement.time + size + self.target.noise_weight * counted
+        placement.time + size + self.target.noise_weight * self.left * counted
     }
 
     /// The fastest attempt found that keeps the bound: noise is made dearer until it does, then as cheap as it may be.

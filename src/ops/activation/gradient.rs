@@ -70,7 +70,7 @@ impl Gradient for Clip {
                 None => Ok(T::from(attribute)),
             };
             let (low, high) = (bound(1, self.low)?, bound(2, self.high)?);
-            let passed = |(&x, &dy): (&T, &T)| if x >= low && x <= high { dy } else { 0.0 };
+            let passed = |(&x, &dy): (&T, &T)| if (x >= low) & (x <= high) { dy } else { 0.0 };
             let dx = x.slice::<T>()?.iter().zip(dy.slice::<T>()?).map(passed).collect();
             Ok(vec![Some(Array::new(x.shape(), dx)?)])
         })

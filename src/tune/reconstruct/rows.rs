@@ -10,7 +10,7 @@ const FEW: usize = 8;
 /// Products that are summed apart.
 const LANES: usize = 16;
 
-/// Rows of inputs and what the outputs of the channels should be for them.
+/// Rows of inputs and what the outputs of the channels should be for them, each row times its factor.
 #[derive(Clone)]
 pub struct Rows {
     /// Inputs of a row.
@@ -18,9 +18,9 @@ pub struct Rows {
     channels: usize,
     x: Vec<f32>,
     y: Vec<f32>,
-    /// What each row counts: less where its outputs are large. A token or a place that is a hundred times as loud as the
-    /// others, before a normalization often, must not be served at their expense.
-    weight: Vec<f32>,
+    /// The root of what each row counts: less where its outputs are large. A token or a place that is a hundred times as
+    /// loud as the others, before a normalization often, must not be served at their expense.
+    factor: Vec<f32>,
 }
 
 impl Rows {
@@ -29,25 +29,22 @@ impl Rows {
     }
 
     /// Rows of `width` inputs and of as many outputs as there are channels.
-    pub fn new(width: usize, channels: usize, x: Vec<f32>, y: Vec<f32>) -> Self {
+    pub fn new(width: usize, channels: usize, mut x: Vec<f32>, mut y: Vec<f32>) -> Self {
         let power = |row: &[f32]| row.iter().map(|y| f64::from(*y) * f64::from(*y)).sum::<f64>();
         let powers: Vec<f64> = y.chunks(channels.max(1)).map(power).collect();
         let mean = powers.iter().sum::<f64>() / powers.len().max(1) as f64;
-        let weight = |p: &f64| if mean > 0.0 { (mean / (p + mean)) as f32 } else { 1.0 };
-        Self { width, channels, weight: powers.iter().map(weight).collect(), x, y }
-    }
-
-    /// The matrix with each row multiplied by its weight.
-    fn weighted(&self, rows: &[f32], width: usize) -> Vec<f32> {
-        let rows = rows.chunks(width.max(1)).zip(&self.weight);
-        rows.flat_map(|(row, w)| row.iter().map(move |v| v * w)).collect()
+        let factor = |p: &f64| if mean > 0.0 { libm::sqrt(mean / (p + mean)) as f32 } else { 1.0 };
+        let factor: Vec<f32> = powers.iter().map(factor).collect();
+        let scale = |(row, factor): (&mut [f32], &f32)| row.iter_mut().for_each(|v| *v *= factor);
+        x.par_chunks_mut(width.max(1)).zip(&factor).with_min_len(64).for_each(scale);
+        y.chunks_mut(channels.max(1)).zip(&factor).for_each(scale);
+        Self { width, channels, x, y, factor }
     }
 
     /// `Σ x xᵀ`.
     pub fn gram(&self) -> Vec<f32> {
         let (width, mut gram) = (self.width, vec![0.0; self.width * self.width]);
-        let weighted = self.weighted(&self.x, width);
-        product(&weighted, width, &self.x, width, (self.count(), |end| end), &mut gram);
+        product(&self.x, width, &self.x, width, (self.count(), |end| end), &mut gram);
         // What lies right of the diagonal is what lies below it.
         for i in 0..width {
             for j in 0..i {
@@ -60,20 +57,33 @@ impl Rows {
     /// `Σ y x` for each channel, with these targets.
     fn cross(&self, targets: &[f32]) -> Vec<f32> {
         let (width, mut cross) = (self.width, vec![0.0; self.channels * self.width]);
-        let weighted = self.weighted(targets, self.channels);
-        product(&weighted, self.channels, &self.x, width, (self.count(), |_| width), &mut cross);
+        product(targets, self.channels, &self.x, width, (self.count(), |_| width), &mut cross);
         cross
+    }
+
+    /// Where the outputs of a row saturate.
+    fn limits(&self, row: usize, (low, high): (f32, f32)) -> (f32, f32) {
+        (low * self.factor[row], high * self.factor[row])
+    }
+
+    /// Each output with where it saturates.
+    fn outputs_and_limits(&self, saturation: (f32, f32)) -> impl Iterator<Item = (f32, (f32, f32))> {
+        let rows = self.y.chunks(self.channels.max(1)).enumerate();
+        rows.flat_map(move |(row, y)| {
+            let limits = self.limits(row, saturation);
+            y.iter().map(move |&y| (y, limits))
+        })
     }
 
     /// What outputs that saturate outside of this interval should be, and `Σ y x` with that.
     pub fn aim(&self, saturation: (f32, f32)) -> Aim<'_> {
-        let beyond = |y: f32| y <= saturation.0 || y >= saturation.1;
-        let count = self.y.iter().filter(|&&y| beyond(y)).count();
+        let beyond = |(y, (low, high)): (f32, (f32, f32))| y <= low || y >= high;
+        let count = self.outputs_and_limits(saturation).filter(|&y| beyond(y)).count();
         if count * FEW > self.y.len() {
             return Aim { rows: self, saturation, saturated: None, cross: Vec::new() };
         }
         let mut saturated = vec![Vec::new(); self.channels];
-        for (at, &y) in self.y.iter().enumerate().filter(|(_, y)| beyond(**y)) {
+        for (at, (y, _)) in self.outputs_and_limits(saturation).enumerate().filter(|(_, y)| beyond(*y)) {
             saturated[at % self.channels].push(Saturated { row: at / self.channels, target: y });
         }
         Aim { rows: self, saturation, saturated: Some(saturated), cross: self.cross(&self.y) }
@@ -95,19 +105,14 @@ impl Rows {
 
     /// What the outputs should be, given what they are.
     pub fn targets(&self, found: &[f32], saturation: (f32, f32)) -> Vec<f32> {
-        self.y.iter().zip(found).map(|(&y, &found)| target(y, found, saturation)).collect()
+        let wanted = self.outputs_and_limits(saturation).zip(found);
+        wanted.map(|((y, limits), &found)| target(y, found, limits)).collect()
     }
 
     /// Power of the outputs as the quantizer passes them on.
-    pub fn signal(&self, (low, high): (f32, f32)) -> f64 {
-        let clamped: Vec<f32> = self.y.iter().map(|y| y.clamp(low, high)).collect();
-        self.power(&clamped)
-    }
-
-    /// Weighted sum of squares.
-    pub fn power(&self, rows: &[f32]) -> f64 {
-        let square = |row: &[f32]| row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-        rows.chunks(self.channels.max(1)).zip(&self.weight).map(|(row, &w)| f64::from(w) * square(row)).sum()
+    pub fn signal(&self, saturation: (f32, f32)) -> f64 {
+        let clamped = |(y, (low, high)): (f32, (f32, f32))| f64::from(y.max(low).min(high));
+        self.outputs_and_limits(saturation).map(clamped).map(|y| y * y).sum()
     }
 }
 
@@ -181,8 +186,8 @@ impl Task for Follow<'_> {
             let last = rest.iter().zip(&weights[width - rest.len()..]).map(|(x, w)| x * w);
             let found = sums.iter().sum::<f32>() + last.sum::<f32>();
             let y = rows.y[output.row * rows.channels + channel];
-            let target = target(y, found, saturation);
-            let step = rows.weight[output.row] * (target - output.target);
+            let target = target(y, found, rows.limits(output.row, saturation));
+            let step = target - output.target;
             if step != 0.0 {
                 for k in 0..width {
                     cross[k] += step * x[k];
@@ -231,7 +236,13 @@ mod tests {
             |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
         let sum = |of: &dyn Fn(usize) -> f32| (0..count).map(of).sum::<f32>();
         let x = |row: usize, k: usize| rows.x[row * width + k];
-        let gram = |i: usize, j: usize| sum(&|row| rows.weight[row] * x(row, i) * x(row, j));
+        let loud = |row: usize| {
+            numbers(count * channels, 2)[row * channels..][..channels].iter().map(|y| y * y).sum::<f32>()
+        };
+        let mean = sum(&loud) / count as f32;
+        let weight = |row: usize| mean / (mean + loud(row));
+        let raw = numbers(count * width, 1);
+        let gram = |i: usize, j: usize| sum(&|row| weight(row) * raw[row * width + i] * raw[row * width + j]);
         let want: Vec<f32> = (0..width * width).map(|at| gram(at / width, at % width)).collect();
         assert!(close(&rows.gram(), &want));
         for (saturation, few) in [((-0.95, 0.97), true), ((-0.2, 0.3), false), ((-9.0, 9.0), true)] {
@@ -241,9 +252,7 @@ mod tests {
                 let weights = numbers(channels * width, seed);
                 let found = rows.outputs(&weights);
                 let targets = rows.targets(&found, saturation);
-                let cross = |c: usize, k: usize| {
-                    sum(&|row| rows.weight[row] * targets[row * channels + c] * x(row, k))
-                };
+                let cross = |c: usize, k: usize| sum(&|row| targets[row * channels + c] * x(row, k));
                 let want: Vec<f32> = (0..channels * width).map(|at| cross(at / width, at % width)).collect();
                 assert!(close(aim.at(&weights), &want), "{saturation:?}");
             }

@@ -2,26 +2,34 @@
 //!
 //! A change `d` of a value moves an output by `J d`, if it is small, where `J` holds the derivatives. With random signs
 //! `s`, `(sᵀ J d)²` is `|J d|²` on average (Hutchinson 1990), and one way back gives `sᵀ J` for every value of the graph. So
-//! a few of them tell what some hundred trials would, each to about a half.
+//! a run and its way back tell of a sample, to about a factor, what some hundred replays would tell exactly; samples differ
+//! by more than that, and many of them are affordable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use super::{Trial, change};
+use super::Trial;
 use crate::calibrate::read::Samples;
 use crate::error::Error;
 use crate::interpret::Program;
 use crate::interpret::adjoint::Adjoint;
 use crate::interpret::trace::Trace;
-use crate::ir::{Array, Graph, ValueId};
+use crate::ir::{Array, Graph, ValueId, limits};
 use crate::kernels::random::split_mix_64;
-use crate::tune::distance::{Distance, Part};
+use crate::kernels::requantize::fake_quantize_slice;
+use crate::kernels::simd::{self, Task};
+use crate::tune::distance::Part;
 
-/// Ways back for each sample.
-const PROBES: usize = 4;
-/// Elements that are summed in single precision.
-const BLOCK: usize = 64;
+/// Samples over which everything is followed.
+const FEW: usize = 4;
+/// The share of the noise that is quiet.
+const QUIET: f64 = 0.05;
+/// At most so many bytes of values of several samples are kept at a time.
+const KEPT: u64 = 512 << 20;
+/// Elements that are summed in single precision, so many of them side by side.
+const BLOCK: usize = 1024;
+const LANES: usize = 16;
 
 /// What a trial does.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,31 +59,66 @@ struct Seen<'a> {
 }
 
 impl Probes<'_> {
-    /// What each trial does, over the samples of these indices; `None` where gradients do not tell.
-    pub fn estimate(&self, samples: &Samples, picked: &[usize]) -> Result<Vec<Option<Estimate>>, Error> {
-        let mut places: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
+    /// What each trial does, over the samples of these indices; `None` where gradients do not tell. What is quiet in the
+    /// first of them is not followed in the others. `powers` are those of the parts in a sample.
+    pub fn estimate(
+        &self,
+        (samples, picked): (&Samples, &[usize]),
+        powers: &[f64],
+    ) -> Result<Vec<Option<Estimate>>, Error> {
         let shown: Vec<Option<ValueId>> = self.trials.iter().map(|trial| self.place(trial)).collect();
-        for (index, place) in shown.iter().enumerate() {
-            place.iter().for_each(|&place| places.entry(place).or_default().push(index));
-        }
-        let wanted: Vec<ValueId> = places.keys().copied().collect();
+        let wanted: Vec<ValueId> = shown.iter().flatten().copied().collect();
         let targets: Vec<ValueId> = self.judged.iter().map(|part| part.value).collect();
         let adjoint = Adjoint::new(self.program, self.graph, &targets, &wanted);
-        let factors = self.factors(samples, picked, &targets)?;
-        let abreast = PROBES.div_ceil(rayon::current_num_threads());
+        let factors = factors(powers, picked.len());
+        let first = picked.first().map(|&index| self.program.trace(&samples.load(index)?)).transpose()?;
+        let abreast = usize::try_from(KEPT / first.map_or(1, |t| t.bytes().max(1))).unwrap_or(1).max(1);
         let mut estimates = vec![Estimate::default(); self.trials.len()];
-        for &index in picked {
-            let trace = &self.program.trace(&samples.load(index)?)?;
-            let seen = Seen { trace, index, factors: &factors };
-            let probes: Vec<usize> = (0..PROBES).collect();
-            let found = probes.par_chunks(abreast).map(|probes| self.back(&adjoint, &places, &seen, probes));
-            for (trial, sum, own) in found.collect::<Result<Vec<_>, Error>>()?.into_iter().flatten() {
-                estimates[trial].ratio += sum * sum / PROBES as f64;
-                estimates[trial].own = estimates[trial].own.max(own);
+        let mut follow = |picked: &[usize], loud: &[bool]| {
+            let mut places: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
+            for (index, place) in shown.iter().enumerate().filter(|(index, _)| loud[*index]) {
+                place.iter().for_each(|&place| places.entry(place).or_default().push(index));
             }
-        }
+            let on = |&index: &usize| {
+                let trace = &self.program.trace(&samples.load(index)?)?;
+                self.back(&adjoint, &places, &Seen { trace, index, factors: &factors })
+            };
+            for some in picked.chunks(abreast) {
+                let found: Vec<_> = some.par_iter().map(on).collect::<Result<_, Error>>()?;
+                for (trial, sum, own) in found.into_iter().flatten() {
+                    estimates[trial].ratio += sum * sum;
+                    estimates[trial].own = estimates[trial].own.max(own);
+                }
+            }
+            Ok::<_, Error>(estimates.clone())
+        };
+        let (few, others) = picked.split_at(picked.len().min(FEW));
+        let found = follow(few, &vec![true; self.trials.len()])?;
+        let loud = self.loud(&found);
+        let mut found = follow(others, &loud)?;
+        let share = picked.len() as f64 / few.len().max(1) as f64;
+        found.iter_mut().zip(loud).filter(|(_, loud)| !loud).for_each(|(e, _)| e.ratio *= share);
         let told = |place: &Option<ValueId>| place.is_some_and(|place| adjoint.tells(place));
-        Ok(shown.iter().zip(estimates).map(|(place, e)| told(place).then_some(e)).collect())
+        Ok(shown.iter().zip(found).map(|(place, e)| told(place).then_some(e)).collect())
+    }
+
+    /// The trials of the values and weights that together bring nearly all of the noise.
+    fn loud(&self, estimates: &[Estimate]) -> Vec<bool> {
+        let mut loudness: BTreeMap<_, f64> = BTreeMap::new();
+        for (trial, estimate) in self.trials.iter().zip(estimates) {
+            let most = loudness.entry(trial.unit()).or_default();
+            *most = most.max(estimate.ratio);
+        }
+        let mut units: Vec<_> = loudness.into_iter().collect();
+        units.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let quiet = QUIET * units.iter().map(|unit| unit.1).sum::<f64>();
+        let mut below: f64 = 0.0;
+        while let Some(unit) = units.last().filter(|unit| below + unit.1 <= quiet) {
+            below += unit.1;
+            units.pop();
+        }
+        let units: BTreeSet<_> = units.into_iter().map(|unit| unit.0).collect();
+        self.trials.iter().map(|trial| units.contains(&trial.unit())).collect()
     }
 
     /// The value whose change is followed: of a weight, that of what is computed with it.
@@ -86,56 +129,49 @@ impl Probes<'_> {
         }
     }
 
-    /// What makes noise of a part its share of the mean noise over signal.
-    fn factors(&self, samples: &Samples, picked: &[usize], targets: &[ValueId]) -> Result<Vec<f64>, Error> {
-        let mut signals = vec![Distance::default(); targets.len()];
-        for &index in picked {
-            let found = self.program.values(&samples.load(index)?, targets)?;
-            for ((signal, part), found) in signals.iter_mut().zip(self.judged).zip(&found) {
-                found.iter().for_each(|f| signal.add(part, f, Some(f)));
-            }
-        }
-        let count = signals.iter().filter(|s| s.signal() > 0.0).count();
-        let factor = |power: f64| if power > 0.0 { 1.0 / libm::sqrt(power * count as f64) } else { 0.0 };
-        Ok(signals.iter().map(|s| factor(s.signal())).collect())
-    }
-
-    /// The trials, what each of these probes says of them, and how much the value itself changes.
+    /// The trials, what a probe says of them, and how much the value itself changes.
     fn back(
         &self,
         adjoint: &Adjoint,
         places: &BTreeMap<ValueId, Vec<usize>>,
         seen: &Seen,
-        probes: &[usize],
     ) -> Result<Vec<(usize, f64, f64)>, Error> {
-        let seeds: Vec<_> = probes.iter().map(|&probe| self.seeds(seen, probe)).collect();
         let mut found = Vec::new();
-        adjoint.back(seen.trace, &seeds, &mut |id, gradients| {
+        adjoint.back(seen.trace, &self.seeds(seen), &mut |id, gradient| {
             let Some(Array::F32(old)) = self.program.traced(seen.trace, id) else { return };
+            let (Some(old), Ok(gradient)) = (old.as_slice(), gradient.slice::<f32>()) else { return };
+            let deviation = deviation(old);
             for &trial in places.get(&id).into_iter().flatten() {
-                let Some(Array::F32(new)) = self.changed(seen.trace, &self.trials[trial]) else { continue };
-                let (Some(old), Some(new)) = (old.as_slice(), new.as_slice()) else { continue };
-                let own = share_of_deviation(old, new);
-                for gradient in gradients.iter().flatten() {
-                    let gradient = gradient.slice::<f32>().unwrap_or_default();
-                    found.push((trial, along(gradient, old, new), own));
-                }
+                let Some(moved) = self.moved(seen.trace, &self.trials[trial], (old, gradient)) else {
+                    continue;
+                };
+                let own = if moved.far == 0.0 { 0.0 } else { moved.far / deviation };
+                found.push((trial, moved.along, own));
             }
         })?;
         Ok(found)
     }
 
-    /// The value with the trial's change.
-    fn changed(&self, trace: &Trace, trial: &Trial) -> Option<Array> {
+    /// How the trial moves the value.
+    fn moved(&self, trace: &Trace, trial: &Trial, (old, gradient): (&[f32], &[f32])) -> Option<Moved> {
         match trial {
-            Trial::Value(..) => Some(change(self.program, trace, trial)?.1),
-            Trial::Weight(node, value, array) => self.program.once(trace, *node, (*value, array)),
+            Trial::Value(_, params, _) => {
+                let (low, high) = limits(params.dtype)?;
+                Some(Moved::by(old, gradient, |_, block| {
+                    fake_quantize_slice(block, params.scale, params.zero_point, low, high);
+                }))
+            }
+            Trial::Weight(node, value, array) => {
+                let new = self.program.once(trace, *node, (*value, array))?;
+                let new = new.slice::<f32>().ok().filter(|new| new.len() == old.len())?;
+                Some(Moved::by(old, gradient, |at, block| block.copy_from_slice(&new[at..][..block.len()])))
+            }
         }
     }
 
     /// Random signs for every part.
-    fn seeds(&self, seen: &Seen, probe: usize) -> Vec<(ValueId, Array)> {
-        let mut state = (seen.index * PROBES + probe) as u64;
+    fn seeds(&self, seen: &Seen) -> Vec<(ValueId, Array)> {
+        let mut state = seen.index as u64;
         let mut sign = |x: &f32| match split_mix_64(&mut state) >> 63 {
             _ if !x.is_finite() => 0.0,
             0 => 1.0,
@@ -152,34 +188,110 @@ impl Probes<'_> {
     }
 }
 
-/// `Σ gradient · (new - old)`.
-fn along(gradient: &[f32], old: &[f32], new: &[f32]) -> f64 {
-    let blocks = gradient.chunks(BLOCK).zip(old.chunks(BLOCK)).zip(new.chunks(BLOCK));
-    let sum = |((g, old), new): ((&[f32], &[f32]), &[f32])| {
-        let terms = g.iter().zip(old).zip(new).map(|((g, old), new)| g * (new - old));
-        f64::from(terms.sum::<f32>())
+/// What makes noise of a part in so many samples its share of the mean noise over signal.
+fn factors(powers: &[f64], samples: usize) -> Vec<f64> {
+    let parts = powers.iter().filter(|&&power| power > 0.0).count();
+    let factor = |power: f64| {
+        if power > 0.0 { 1.0 / libm::sqrt(power * (samples * parts) as f64) } else { 0.0 }
     };
-    blocks.map(sum).sum()
+    powers.iter().map(|&power| factor(power)).collect()
 }
 
-/// `Σ |new - old|` over `Σ |old - mean|`: few loud elements do not hide that the others are lost. Infinite if something
-/// changes that did not vary.
-fn share_of_deviation(old: &[f32], new: &[f32]) -> f64 {
-    let sum = |f: &dyn Fn(f32, f32) -> f32| -> f64 {
-        let of =
-            |(old, new): (&[f32], &[f32])| old.iter().zip(new).map(|(&old, &new)| f(old, new)).sum::<f32>();
-        old.chunks(BLOCK).zip(new.chunks(BLOCK)).map(|block| f64::from(of(block))).sum()
+/// How far a change moves a value.
+#[derive(Default)]
+struct Moved {
+    /// `Σ gradient · (new - old)`.
+    along: f64,
+    /// `Σ |new - old|`.
+    far: f64,
+}
+
+impl Moved {
+    /// `change` is given where a block starts, and the block to change.
+    fn by(old: &[f32], gradient: &[f32], change: impl Fn(usize, &mut [f32])) -> Self {
+        let (mut moved, mut room) = (Self::default(), [0.0; BLOCK]);
+        for (at, (old, gradient)) in old.chunks(BLOCK).zip(gradient.chunks(BLOCK)).enumerate() {
+            let new = &mut room[..old.len()];
+            new.copy_from_slice(old);
+            change(at * BLOCK, new);
+            let mut sums = [[0.0; LANES]; 2];
+            simd::run(Move { gradient, old, new, sums: &mut sums });
+            moved.along += f64::from(sums[0].iter().sum::<f32>());
+            moved.far += f64::from(sums[1].iter().sum::<f32>());
+        }
+        moved
+    }
+}
+
+/// The sums of [`Moved`] over a block.
+struct Move<'a> {
+    gradient: &'a [f32],
+    old: &'a [f32],
+    new: &'a [f32],
+    sums: &'a mut [[f32; LANES]; 2],
+}
+
+impl Task for Move<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { gradient, old, new, sums: [along, far] } = self;
+        let mut add = |lane: usize, gradient: f32, moved: f32| {
+            along[lane] += gradient * moved;
+            far[lane] += moved.abs();
+        };
+        let (gradients, rest) = gradient.as_chunks::<LANES>();
+        let (olds, news) = (old.as_chunks::<LANES>(), new.as_chunks::<LANES>());
+        for ((gradient, old), new) in gradients.iter().zip(olds.0).zip(news.0) {
+            (0..LANES).for_each(|lane| add(lane, gradient[lane], new[lane] - old[lane]));
+        }
+        for (lane, ((gradient, old), new)) in rest.iter().zip(olds.1).zip(news.1).enumerate() {
+            add(lane, *gradient, new - old);
+        }
+    }
+}
+
+/// `Σ |x - mean|`: few loud elements do not hide that the others are lost.
+fn deviation(x: &[f32]) -> f64 {
+    let sum = |from: f32, absolute: bool| -> f64 {
+        let block = |x: &[f32]| {
+            let mut sums = [0.0; LANES];
+            simd::run(Spread { x, from, absolute, sums: &mut sums });
+            f64::from(sums.iter().sum::<f32>())
+        };
+        x.chunks(BLOCK).map(block).sum()
     };
-    let mean = (sum(&|old, _| old) / old.len().max(1) as f64) as f32;
-    let lost = sum(&|old, new| (new - old).abs());
-    if lost == 0.0 { 0.0 } else { lost / sum(&|old, _| (old - mean).abs()) }
+    let mean = sum(0.0, false) / x.len().max(1) as f64;
+    sum(mean as f32, true)
+}
+
+/// `Σ (x - from)` over a block, or of its magnitudes.
+struct Spread<'a> {
+    x: &'a [f32],
+    from: f32,
+    absolute: bool,
+    sums: &'a mut [f32; LANES],
+}
+
+impl Task for Spread<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, from, absolute, sums } = self;
+        let mut add = |lane: usize, d: f32| sums[lane] += if absolute { d.abs() } else { d };
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for x in chunks {
+            (0..LANES).for_each(|lane| add(lane, x[lane] - from));
+        }
+        rest.iter().enumerate().for_each(|(lane, x)| add(lane, x - from));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::change;
     use super::*;
     use crate::ir::{DType, QuantParams};
     use crate::onnx::{import, text};
+    use crate::tune::distance::Distance;
 
     /// Two products with something curved between them.
     const SOURCE: &str = r#"<ir_version: 8, opset_import: ["" : 17]>
@@ -225,10 +337,11 @@ mod tests {
         let wanted: Vec<ValueId> = places.keys().copied().collect();
         let adjoint = Adjoint::new(&program, &graph, &[id("y")], &wanted);
         let mut estimates = [0.0; 5];
-        for (trial, sum, own) in probes.back(&adjoint, &places, &seen, &(0..32).collect::<Vec<_>>()).unwrap()
-        {
-            estimates[trial] += sum * sum / 32.0;
-            assert!(own < crate::tune::sensitivity::SMALL, "{own}");
+        for index in 0..128 {
+            for (trial, sum, own) in probes.back(&adjoint, &places, &Seen { index, ..seen }).unwrap() {
+                estimates[trial] += sum * sum / 128.0;
+                assert!(own < crate::tune::sensitivity::SMALL, "{own}");
+            }
         }
         for (trial, estimate) in trials.iter().zip(estimates) {
             let exact = exact(trial);
@@ -259,9 +372,10 @@ mod tests {
         let judged = [Part::output(id("y"))];
         let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials };
         let picked: Vec<usize> = (0..32).collect();
+        let powers = crate::tune::Judge::on(&graph, &samples, &picked).unwrap().powers();
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let found = pool.install(|| probes.estimate(&samples, &picked)).unwrap();
+            let found = pool.install(|| probes.estimate((&samples, &picked), &powers)).unwrap();
             found.into_iter().map(|e| e.unwrap().ratio).collect::<Vec<f64>>()
         };
         let estimates = on(1);

@@ -11,6 +11,7 @@ use qonnx::ir::{Array, Model, ValueId};
 use qonnx::onnx::{External, emit, import, text};
 use qonnx::passes;
 use qonnx::quantize::candidate::{Candidates, Filter, watched};
+use qonnx::quantize::weights::Memo;
 use qonnx::quantize::{Plan, Target, insert, placement, plan};
 
 const CHANNELS: [usize; 3] = [2, 3, 4];
@@ -197,7 +198,8 @@ pub fn check(bytes: &[u8]) {
     let candidates = Candidates::of(graph, &target, &Filter::default(), &seen);
     let noise = plan::noise(&seen, &choices);
     let placed = placement::place(graph, &target, target.noise_weight, candidates, &seen, &noise);
-    let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, &target).expect("a plan");
+    let plan = Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, (&target, &Memo::default()))
+        .expect("a plan");
     insert::insert(graph, &plan);
     passes::finish(&mut model, "quantization").expect("a valid model");
     let written = emit(&model, External::Keep).expect("a message");
