@@ -36,7 +36,7 @@ use crate::tune::{Judge, Step, bias, moments};
 
 /// What rounding weights for what they compute leaves of the noise of a quantized graph: between a quarter and four
 /// fifths in most models.
-const AFTER_ROUNDING: f64 = 0.5;
+const AFTER_ROUNDING: f64 = 0.65;
 
 /// What a mode works with.
 pub struct Job<'a> {
