@@ -34,10 +34,6 @@ use crate::tune::smooth::smooth;
 use crate::tune::tradeoff::{Choices, Proposal, Search};
 use crate::tune::{Judge, Step, bias, moments};
 
-/// What rounding weights for what they compute leaves of the noise of a quantized graph: between a quarter and four
-/// fifths in most models.
-const AFTER_ROUNDING: f64 = 0.65;
-
 /// What a mode works with.
 pub struct Job<'a> {
     /// The samples, if there are any.
@@ -343,7 +339,10 @@ impl Job<'_> {
         let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
         let judged = self.samples.filter(|_| !steps.is_empty());
         let judge = judged.map(|samples| Judge::on(graph, samples, &shares.judging)).transpose()?;
-        let trades = judge.as_ref().filter(|_| steps.contains(&Tuning::TradeOff));
+        // What is integer is not learned from single samples: where few are held out, all may judge that.
+        let few = judged.filter(|s| shares.judging.len() < options.budget.judging.min(s.len()));
+        let all = few.map(|samples| Judge::new(graph, samples, options.budget.judging)).transpose()?;
+        let trades = all.as_ref().or(judge.as_ref()).filter(|_| steps.contains(&Tuning::TradeOff));
         let plan = if let Some(judge) = trades {
             // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
             let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
@@ -351,8 +350,8 @@ impl Job<'_> {
             let measured = &job.measure(graph, &ready, judge, false)?;
             let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
             let (own, exam) = (choices, exam.as_ref());
-            let left = if steps.contains(&Tuning::Rounding) { AFTER_ROUNDING } else { 1.0 };
-            let search = Search { graph, judge, measured, own, target, left, exam, solve: &solve };
+            let rounds = steps.contains(&Tuning::Rounding);
+            let search = Search { graph, judge, measured, own, target, rounds, exam, solve: &solve };
             let (mut plan, step) = search.run()?;
             tuned.push(step);
             if self.target.weight_limit < target.weight_limit {

@@ -70,7 +70,7 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
         measured: &measured,
         own: &ready.choices,
         target: &target,
-        left: 1.0,
+        rounds: false,
         exam: None,
         solve: &solve,
     };

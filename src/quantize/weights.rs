@@ -106,49 +106,48 @@ pub fn solve(
     target: &Target,
     memo: &Memo,
 ) -> Result<BTreeMap<(NodeId, usize), Constant>, Fault> {
-    let products: Vec<_> = plan.placement.integer.iter().collect();
-    let products =
-        products.par_iter().map(|&(&id, candidate)| product(graph, plan, (id, candidate), (target, memo)));
-    let products: Vec<_> = products.collect::<Result<_, Fault>>()?;
-    let mut solved: BTreeMap<_, _> = products.into_iter().flatten().collect();
-    for (&id, candidate) in &plan.placement.integer {
-        for slot in activation_slots(&candidate.rule, graph.node(id).inputs) {
-            if let Some(tensor) = graph.constant_input(id, slot)
-                && let std::collections::btree_map::Entry::Vacant(entry) = solved.entry((id, slot))
-            {
-                entry.insert(operand_of(&tensor.array()?)?);
-            }
+    let nodes: Vec<&Candidate> = plan.placement.integer.values().collect();
+    let solved = nodes.par_iter().map(|candidate| of_node(graph, plan, candidate, (target, memo)));
+    Ok(solved.collect::<Result<Vec<_>, Fault>>()?.into_iter().flatten().collect())
+}
+
+/// The constants of one node: of a product its weight and its bias, and operands.
+fn of_node(
+    graph: &Graph,
+    plan: &Plan,
+    candidate: &Candidate,
+    (target, memo): (&Target, &Memo),
+) -> Result<BTreeMap<Slot, Constant>, Fault> {
+    let (id, mut solved) = (candidate.id, BTreeMap::new());
+    if let Rule::Contraction { weight, channel_axis, bias } = candidate.rule
+        && let Some(tensor) = graph.constant_input(id, weight)
+    {
+        let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
+        let Some(input_scale) = input.map(|input| input.params.scale) else { return Ok(solved) };
+        let array = tensor.array()?;
+        let bias = bias.filter(|_| target.integer_bias);
+        let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
+        let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
+        let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
+        let make = |bias: &[f32]| weight_of(&array, channel_axis, input_scale, bias, target.form());
+        let mut quantized = memo.get(id, target.form(), || make(&[]))?;
+        let scale = |c: usize| quantized.scales.get(c).or(quantized.scales.last());
+        if offsets.iter().enumerate().any(|(c, &b)| scale(c).is_some_and(|&s| s < finest(b, input_scale))) {
+            quantized = make(&offsets)?;
+        }
+        if let Some((slot, _)) = bias {
+            solved.insert((id, slot), bias_of(&offsets, input_scale, &quantized.scales));
+        }
+        solved.insert((id, weight), quantized);
+    }
+    for slot in activation_slots(&candidate.rule, graph.node(id).inputs) {
+        if let Some(tensor) = graph.constant_input(id, slot)
+            && let std::collections::btree_map::Entry::Vacant(entry) = solved.entry((id, slot))
+        {
+            entry.insert(operand_of(&tensor.array()?)?);
         }
     }
     Ok(solved)
-}
-
-/// The weight of a product, and its bias.
-fn product(
-    graph: &Graph,
-    plan: &Plan,
-    (id, candidate): (NodeId, &Candidate),
-    (target, memo): (&Target, &Memo),
-) -> Result<Vec<(Slot, Constant)>, Fault> {
-    let Rule::Contraction { weight, channel_axis, bias } = candidate.rule else { return Ok(Vec::new()) };
-    let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
-    let (Some(tensor), Some(input)) = (graph.constant_input(id, weight), input) else {
-        return Ok(Vec::new());
-    };
-    let array = tensor.array()?;
-    let bias = bias.filter(|_| target.integer_bias);
-    let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
-    let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
-    let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
-    let form = target.form();
-    let make = |bias: &[f32]| weight_of(&array, channel_axis, input.params.scale, bias, form);
-    let mut quantized = memo.get(id, form, || make(&[]))?;
-    let of = |c: usize| quantized.scales[c.min(quantized.scales.len() - 1)];
-    if offsets.iter().enumerate().any(|(c, &b)| finest(b, input.params.scale) > of(c)) {
-        quantized = make(&offsets)?;
-    }
-    let bias = bias.map(|(slot, _)| ((id, slot), bias_of(&offsets, input.params.scale, &quantized.scales)));
-    Ok(bias.into_iter().chain([((id, weight), quantized)]).collect())
 }
 
 /// A weight of this form as symmetric `int8`, given the axis that counts output channels. `bias` is by channel, or empty.

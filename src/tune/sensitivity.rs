@@ -61,7 +61,7 @@ pub struct Subject<'a> {
 }
 
 /// What is left of a weight's noise when it is rounded for what it computes (see [`super::rounding`]).
-const AFTER_ROUNDING: f64 = 0.25;
+const WEIGHT_AFTER_ROUNDING: f64 = 0.25;
 
 /// One thing to try.
 enum Trial {
@@ -105,7 +105,7 @@ impl Measured {
     /// value is clipped.
     pub fn pick(&self, share: f64) -> (BTreeMap<ValueId, Choice>, Noise) {
         let mut choices = BTreeMap::new();
-        let weights = self.weights().map(|(id, ratio)| (id, ratio * AFTER_ROUNDING)).collect();
+        let weights = self.weights().map(|(id, ratio)| (id, ratio * WEIGHT_AFTER_ROUNDING)).collect();
         let mut noise = Noise { weights, ..Noise::default() };
         for (&id, tried) in &self.values {
             let better =

@@ -3,7 +3,7 @@
 /// One sample in so many judges.
 const HELD_OUT: usize = 5;
 
-/// How many samples the steps of tuning use, at most: the price of a step is the runs of the model that it takes.
+/// What the steps of tuning may take, mostly samples: the price of a step is the runs of the model that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// Over so many gradients are followed.
@@ -76,7 +76,9 @@ mod tests {
         for (samples, most) in [(100, 100), (100, 30), (100, 5), (250, 100), (30, 100), (7, 5), (5, 5)] {
             let shares = Shares::of(samples, 20);
             let Shares { learning, judging } = &shares;
-            assert!(judging.len() == (samples / 5).min(20) && judging.is_sorted() && learning.is_sorted());
+            assert!(
+                judging.len() == (samples / 5).min(20) && judging.is_sorted() && learning.is_sorted()
+            );
             assert!(learning.iter().all(|i| !judging.contains(i)), "{samples} {most}");
             let runs = shares.abreast(most);
             assert!(runs.len() <= most && runs.is_sorted_by_key(|run| run.sample));

@@ -25,6 +25,8 @@ pub type Choices = BTreeMap<ValueId, Choice>;
 const CLIPPING: [f64; 3] = [0.0, 0.5, 0.9];
 /// Samples to come may be louder than those that were judged: noise of clipped values counts for more by this factor.
 const CLIPPED: f64 = 1.05;
+/// What rounding weights for what they compute leaves of the noise: between a quarter and four fifths in most models.
+const AFTER_ROUNDING: f64 = 0.65;
 /// Less than this share of the cost is not worth clipping.
 const WORTHWHILE: f64 = 0.995;
 /// How many times dearer than the target says noise is made, to see whether that pays.
@@ -92,8 +94,8 @@ pub struct Search<'a> {
     pub own: &'a Choices,
     /// What noise and float weights cost.
     pub target: &'a Target,
-    /// What is left of the noise that is judged when the weights have been fitted to it.
-    pub left: f64,
+    /// Will weights be rounded anew after that, for what they compute?
+    pub rounds: bool,
     /// The bound that the result must keep, if there is one.
     pub exam: Option<&'a Exam<'a>>,
     /// Makes a plan.
@@ -184,9 +186,10 @@ impl Search<'_> {
 
     fn cost(&self, attempt: &Attempt, noise: f64) -> f64 {
         let counted = if attempt.share > 0.0 { noise * CLIPPED } else { noise };
+        let left = if self.rounds { AFTER_ROUNDING } else { 1.0 };
         let placement = &attempt.plan.placement;
         let size = self.target.size_weight * placement.float_weights;
-        placement.time + size + self.target.noise_weight * self.left * counted
+        placement.time + size + self.target.noise_weight * left * counted
     }
 
     /// The fastest attempt found that keeps the bound: noise is made dearer until it does, then as cheap as it may be.
