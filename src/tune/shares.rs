@@ -76,9 +76,7 @@ mod tests {
         for (samples, most) in [(100, 100), (100, 30), (100, 5), (250, 100), (30, 100), (7, 5), (5, 5)] {
             let shares = Shares::of(samples, 20);
             let Shares { learning, judging } = &shares;
-            assert!(
-                judging.len() == (samples / 5).min(20) && judging.is_sorted() && learning.is_sorted()
-            );
+            assert!(judging.len() == (samples / 5).min(20) && judging.is_sorted() && learning.is_sorted());
             assert!(learning.iter().all(|i| !judging.contains(i)), "{samples} {most}");
             let runs = shares.abreast(most);
             assert!(runs.len() <= most && runs.is_sorted_by_key(|run| run.sample));
