@@ -50,6 +50,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
     };
     let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
     options.types.settle(&mut target).map_err(|f| f.at("--mode static"))?;
+    target.noise_weight *= options.budget.dearer;
     check_bound(options, mode)?;
     let source = if mode == Mode::None { onnx::read_valid(input)? } else { onnx::read_inlined(input)? };
     let mut report = Report::new(input, &source, options, mode);

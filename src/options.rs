@@ -149,7 +149,7 @@ pub struct Options {
     pub calibrator: Calibrator,
     /// The steps of tuning.
     pub steps: BTreeSet<Tuning>,
-    /// The samples that they use.
+    /// What they may take.
     pub budget: Budget,
     /// A bound that the result must keep on samples held out of calibration.
     pub bound: Option<Bound>,
@@ -194,7 +194,7 @@ pub enum Tuning {
     BiasCorrection,
     /// Weights and biases are fitted anew, layer by layer.
     Rounding,
-    /// Weights, biases and scales are trained, block by block.
+    /// Biases and scales of activations are trained, block by block.
     BlockTraining,
 }
 
@@ -223,11 +223,15 @@ impl Effort {
         all.into_iter().take(count).collect()
     }
 
-    /// The samples that they are worth.
+    /// What they may take.
     pub fn budget(self) -> Budget {
         match self {
-            Self::Fast | Self::Balanced => Budget { followed: 16, judging: 20, abreast: 48, rounds: 2 },
-            Self::Best => Budget { followed: 48, judging: 48, abreast: 100, rounds: 4 },
+            Self::Fast | Self::Balanced => {
+                Budget { followed: 16, judging: 20, abreast: 48, rounds: 2, ridges: false, dearer: 1.0 }
+            }
+            Self::Best => {
+                Budget { followed: 48, judging: 48, abreast: 100, rounds: 4, ridges: true, dearer: 2.0 }
+            }
         }
     }
 }

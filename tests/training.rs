@@ -263,3 +263,21 @@ fn a_model_without_a_weight_is_refused() {
     let text = error.to_string();
     assert!(text.contains("no gradient reaches a weight") && text.contains("steps"), "{text}");
 }
+
+#[test]
+fn weights_that_are_kept_leave_biases_and_scales_of_activations_to_train() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("integers.onnx");
+    let model = data().join("digits.onnx");
+    qonnx::compile(&model, &path, &options(), &|_, _, _| {}).unwrap();
+    let (quantized, reference) = (onnx::read(&path).unwrap().model, onnx::read(&model).unwrap().model);
+    let mut student = Student::new(&quantized.graph, &reference.graph).unwrap();
+    student.keep_weights();
+    let trained = |p: &&qonnx::train::student::Parameter| p.trained;
+    let names: Vec<&str> = student.parameters.iter().filter(trained).map(|p| p.name.as_str()).collect();
+    assert!(
+        names.iter().any(|n| n.contains("bias")) && names.iter().any(|n| n.contains("scale")),
+        "{names:?}"
+    );
+    assert!(!names.iter().any(|n| n.contains("weight")), "{names:?}");
+}

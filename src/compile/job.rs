@@ -197,7 +197,7 @@ impl Job<'_> {
         let Self { target, options, watch, .. } = *self;
         let steps = self.steps();
         let smoothed = match self.samples.filter(|_| steps.contains(&Tuning::Smoothing)) {
-            Some(samples) => smooth(graph, samples)?,
+            Some(samples) => smooth(graph, samples, target.weight_limit)?,
             None => Vec::new(),
         };
         let values = if steps.contains(&Tuning::TradeOff) { interesting(graph) } else { watched(graph) };

@@ -109,6 +109,7 @@ fn post_training(input: &Path, options: &Options, watch: Watch) -> Result<Start,
     let mut target = Target::named(&options.target).map_err(|f| f.at("--target"))?;
     // What is trained is the scale of a QuantizeLinear and its DequantizeLinear at once.
     target.rescaling = false;
+    target.noise_weight *= options.budget.dearer;
     passes::upgrade(&mut model, target.opset)?;
     report.passes(passes::run(&mut model, options.stop_after)?);
     passes::check(&model, "the passes")?;

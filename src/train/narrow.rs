@@ -53,6 +53,15 @@ impl Student {
         Ok(())
     }
 
+    /// Leaves weights and their scales as they are.
+    pub fn keep_weights(&mut self) {
+        for quantizer in &self.quantizers {
+            if let Kind::Weight { real, .. } = quantizer.kind {
+                [real, quantizer.scale].into_iter().for_each(|p| self.parameters[p].trained = false);
+            }
+        }
+    }
+
     /// Holds weights to `bits` bits.
     pub fn narrow_weights(&mut self, bits: u32) -> Result<(), Fault> {
         let high = (1 << (bits - 1)) - 1;

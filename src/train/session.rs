@@ -402,7 +402,10 @@ impl Session<'_> {
             let found = program.values(&inputs, &taps)?;
             let found: Vec<Option<&Array>> = found.iter().map(Option::as_ref).collect();
             let labels = self.held_out.labels(at);
-            let loss = if labels.is_none() { Loss::Distill } else { self.settings.loss };
+            let loss = match self.settings.loss {
+                Loss::CrossEntropy | Loss::Both if labels.is_none() => Loss::Distill,
+                loss => loss,
+            };
             let (loss, _) = loss.of(&found, &wanted, labels).map_err(|f| f.at("the held-out loss"))?;
             Ok((loss, metric(&found, &wanted, labels)))
         };

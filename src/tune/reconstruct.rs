@@ -38,8 +38,11 @@ const DEEPEST: usize = 4608;
 const INPUTS: usize = 64 << 20;
 /// Bytes of target rows that are kept at a time.
 const TARGETS: usize = 256 << 20;
-/// The power that holds weights to where they started, as a share of the mean power of an input.
-const RIDGE: f32 = 1.0;
+/// The power that holds weights to where they started, as shares of the mean power of an input; little where steps are
+/// coarse, for then rounding loses more than the noise of the inputs can mislead.
+const RIDGES: [f32; 3] = [1.0, 0.3, 3.0];
+/// Weights of fewer steps than this are coarse: all shares are tried.
+const COARSE: i32 = 32;
 
 /// What is fitted anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +93,7 @@ pub fn reconstruct(
     let layers: Vec<Layer> = first.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
     let runs = shares.abreast(most(&mut first, &layers, budget.abreast)?);
     let mut lockstep = Lockstep::new(&program, runs.iter().map(|run| samples.load(run.sample)))?;
+    let ridges = &RIDGES[..if budget.ridges || form.limit < COARSE { RIDGES.len() } else { 1 }];
     let (mut gains, mut changes) = (Vec::new(), Vec::new());
     for part in parts(&layers) {
         let targets = targets(reference, &float, (samples, &runs), part)?;
@@ -106,6 +110,7 @@ pub fn reconstruct(
                 form,
                 fit,
                 rounds: budget.rounds,
+                ridges,
             };
             let (gain, constants) =
                 solver.solve().map_err(|e| e.within(node_label(quantized, layer.node)))?;
@@ -203,6 +208,7 @@ struct Solver<'a> {
     form: Form,
     fit: Fit,
     rounds: usize,
+    ridges: &'static [f32],
 }
 
 /// A constant of the graph, what its dequantized value is in the runs, and its new integers.
@@ -264,26 +270,36 @@ impl Solver<'_> {
                 bias: start.bias[channels.clone()].to_vec(),
             };
             let grids = &grids[channels];
-            let mut next = first.clone();
-            let mut moments = Moments { width: fit.width, inputs: fit.gram(), cross: Vec::new() };
-            let anchor = moments.anchor(&first.weights(grids), depth, RIDGE);
-            let mut aim = fit.aim(layer.saturation);
-            for _ in 0..self.rounds {
-                let cross = aim.at(&next.real(grids, with_bias));
-                moments.cross = cross.iter().zip(&anchor).map(|(b, a)| b + a).collect();
-                let before = next.clone();
-                moments.descend(&mut next.integers, &mut next.bias, grids, self.fit == Fit::Weights);
-                if before == next {
-                    break;
-                }
-            }
             let error = |s: &Solution| {
                 let found = judge.outputs(&s.real(grids, with_bias));
                 let targets = judge.targets(&found, layer.saturation);
                 found.iter().zip(&targets).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
             };
-            let (before, after) = (error(&first), error(&next));
-            let (solution, after) = if after < before { (next, after) } else { (first, before) };
+            let gram = fit.gram();
+            let descend = |&ridge: &f32| {
+                let mut next = first.clone();
+                let mut moments = Moments { width: fit.width, inputs: gram.clone(), cross: Vec::new() };
+                let anchor = moments.anchor(&first.weights(grids), depth, ridge);
+                let mut aim = fit.aim(layer.saturation);
+                for _ in 0..self.rounds {
+                    let cross = aim.at(&next.real(grids, with_bias));
+                    moments.cross = cross.iter().zip(&anchor).map(|(b, a)| b + a).collect();
+                    let before = next.clone();
+                    moments.descend(&mut next.integers, &mut next.bias, grids, self.fit == Fit::Weights);
+                    if before == next {
+                        break;
+                    }
+                }
+                (error(&next), next)
+            };
+            let before = error(&first);
+            let mut best = (before, first.clone());
+            for other in self.ridges.iter().map(descend) {
+                if other.0 < best.0 {
+                    best = other;
+                }
+            }
+            let (after, solution) = best;
             Fitted { solution, before, after, signal: judge.signal(layer.saturation) }
         };
         let groups: Vec<_> = (0..layer.groups).into_par_iter().map(solve_group).collect();

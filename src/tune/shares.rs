@@ -3,8 +3,8 @@
 /// One sample in so many judges.
 const HELD_OUT: usize = 5;
 
-/// What the steps of tuning may take, mostly samples: the price of a step is the runs of the model that it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the steps of tuning may take: mostly samples, for the price of a step is the runs of the model that it needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
     /// Over so many gradients are followed.
     pub followed: usize,
@@ -14,6 +14,10 @@ pub struct Budget {
     pub abreast: usize,
     /// Descents of a layer: outputs that saturate choose their targets anew before each.
     pub rounds: usize,
+    /// Is it tried for each layer how much its weights should be held to where they were?
+    pub ridges: bool,
+    /// Noise costs so many times what the target says: who gives more time to accuracy gives some speed as well.
+    pub dearer: f64,
 }
 
 /// The samples by what they are for.

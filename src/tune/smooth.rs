@@ -47,8 +47,9 @@ struct Seen {
     rows: Vec<f32>,
 }
 
-/// Smooths every input of matrices that gains by it; the names of those values.
-pub fn smooth(graph: &mut Graph, samples: &Samples) -> Result<Vec<String>, Error> {
+/// Smooths every input of matrices that gains by it when weights become integers of at most this magnitude; the names of
+/// those values.
+pub fn smooth(graph: &mut Graph, samples: &Samples, limit: i32) -> Result<Vec<String>, Error> {
     let readers = readers(graph);
     if readers.is_empty() {
         return Ok(Vec::new());
@@ -57,7 +58,7 @@ pub fn smooth(graph: &mut Graph, samples: &Samples) -> Result<Vec<String>, Error
     let factors: Vec<Option<Vec<f32>>> = readers
         .par_iter()
         .zip(&seen)
-        .map(|(reader, seen)| choose(graph, reader, seen))
+        .map(|(reader, seen)| choose(graph, reader, seen, limit))
         .collect::<Result<_, Fault>>()
         .map_err(|f| f.at("smoothing"))?;
     let mut names = Vec::new();
@@ -154,8 +155,8 @@ fn stacked(graph: &Graph, reader: &Reader) -> Result<(Vec<f32>, usize), Fault> {
     Ok((columns.concat(), width))
 }
 
-/// The factors that lose least in 8 bits, if any lose clearly less than none.
-fn choose(graph: &Graph, reader: &Reader, seen: &Seen) -> Result<Option<Vec<f32>>, Fault> {
+/// The factors that lose least, if any lose clearly less than none.
+fn choose(graph: &Graph, reader: &Reader, seen: &Seen, limit: i32) -> Result<Option<Vec<f32>>, Fault> {
     if seen.rows.is_empty() || seen.largest.len() != reader.depth || !seen.rows.iter().all(|x| x.is_finite())
     {
         return Ok(None);
@@ -163,7 +164,7 @@ fn choose(graph: &Graph, reader: &Reader, seen: &Seen) -> Result<Option<Vec<f32>
     let (weights, width) = stacked(graph, reader)?;
     let by_row = |row: &[f32]| row.iter().fold(0f32, |m, w| m.max(w.abs()));
     let loudest: Vec<f32> = weights.chunks(width).map(by_row).collect();
-    let problem = Problem { rows: &seen.rows, weights: &weights, depth: reader.depth, width };
+    let problem = Problem { rows: &seen.rows, weights: &weights, depth: reader.depth, width, limit };
     let exact = problem.products(&seen.rows, &weights);
     let plain = problem.error(&vec![1.0; reader.depth], &seen.largest, &exact);
     let mut best = (plain * WORTHWHILE, None);
@@ -186,6 +187,8 @@ struct Problem<'a> {
     weights: &'a [f32],
     depth: usize,
     width: usize,
+    /// The largest integer of a weight.
+    limit: i32,
 }
 
 impl Problem<'_> {
@@ -197,7 +200,7 @@ impl Problem<'_> {
         out
     }
 
-    /// The squared error of the products if both sides are rounded to 8 bits after smoothing; each row counts relative
+    /// The squared error of the products if inputs are rounded to 8 bits and weights to theirs after smoothing; each row counts relative
     /// to its own power, as it does behind a normalization.
     fn error(&self, factors: &[f32], largest: &[f32], exact: &[f32]) -> f64 {
         let mut rows: Vec<f32> = self.rows.to_vec();
@@ -212,7 +215,7 @@ impl Problem<'_> {
         for column in 0..self.width {
             let of = |k: usize| k * self.width + column;
             let largest = (0..self.depth).fold(0f32, |m, k| m.max(weights[of(k)].abs()));
-            let scale = largest / 127.0;
+            let scale = largest / self.limit as f32;
             if scale > 0.0 {
                 (0..self.depth).for_each(|k| weights[of(k)] = round(weights[of(k)] / scale) * scale);
             }

@@ -52,3 +52,22 @@ fn other_readers_keep_the_value_as_it_is() {
 fn matrices_that_read_the_same_value_share_the_factors() {
     assert_eq!(check("h = Mul (x, half) a = MatMul (h, w) b = MatMul (h, v) y = Add (a, b)"), 1);
 }
+
+#[test]
+fn coarse_weights_gain_less() {
+    let graph = graph("y = MatMul (x, w)");
+    let reader = &readers(&graph)[0];
+    // One channel is forty times as loud as the others.
+    let loud = |k: usize| if k == 0 { 40.0 } else { 1.0 };
+    let value = |i: usize| loud(i % 6) * (((i * 7919) % 2003) as f32 / 1001.5 - 1.0);
+    let seen = Seen { largest: (0..6).map(loud).collect(), rows: (0..6 * 200).map(value).collect() };
+    let (weights, width) = stacked(&graph, reader).unwrap();
+    let gain = |limit: i32| {
+        let problem = Problem { rows: &seen.rows, weights: &weights, depth: reader.depth, width, limit };
+        let exact = problem.products(&seen.rows, &weights);
+        let error = |first: f32| problem.error(&[first, 1.0, 1.0, 1.0, 1.0, 1.0], &seen.largest, &exact);
+        error(10.0) / error(1.0)
+    };
+    assert!(gain(127) < WORTHWHILE && gain(7) > 1.5 * gain(127), "{} {}", gain(127), gain(7));
+    assert!(choose(&graph, reader, &seen, 127).unwrap().is_some());
+}
