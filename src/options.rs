@@ -226,12 +226,24 @@ impl Effort {
     /// What they may take.
     pub fn budget(self) -> Budget {
         match self {
-            Self::Fast | Self::Balanced => {
-                Budget { followed: 16, judging: 20, abreast: 48, rounds: 2, ridges: false, dearer: 1.0 }
-            }
-            Self::Best => {
-                Budget { followed: 48, judging: 48, abreast: 100, rounds: 4, ridges: true, dearer: 2.0 }
-            }
+            Self::Fast | Self::Balanced => Budget {
+                followed: 16,
+                judging: 20,
+                abreast: 48,
+                rounds: 2,
+                ridges: false,
+                finalists: 1,
+                dearer: 1.0,
+            },
+            Self::Best => Budget {
+                followed: 48,
+                judging: 48,
+                abreast: 100,
+                rounds: 4,
+                ridges: true,
+                finalists: 4,
+                dearer: 2.0,
+            },
         }
     }
 }

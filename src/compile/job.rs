@@ -27,11 +27,10 @@ use crate::quantize::{
 use crate::report::Quantized;
 use crate::tune::equalize::equalize;
 use crate::tune::goal::{Exam, Goal};
-use crate::tune::reconstruct::Fit;
 use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::shares::Shares;
 use crate::tune::smooth::smooth;
-use crate::tune::tradeoff::{Choices, Proposal, Search};
+use crate::tune::tradeoff::{Choices, Proposal, Search, price};
 use crate::tune::{Judge, Step, bias, moments};
 
 /// What a mode works with.
@@ -335,7 +334,6 @@ impl Job<'_> {
         };
         let ready = self.prepare(graph)?;
         let (seen, choices) = (&ready.calibration.seen, &ready.choices);
-        let mut tuned: Vec<Step> = equalized.into_iter().collect();
         let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
         let judged = self.samples.filter(|_| !steps.is_empty());
         let judge = judged.map(|samples| Judge::on(graph, samples, &shares.judging)).transpose()?;
@@ -343,7 +341,7 @@ impl Job<'_> {
         let few = judged.filter(|s| shares.judging.len() < options.budget.judging.min(s.len()));
         let all = few.map(|samples| Judge::new(graph, samples, options.budget.judging)).transpose()?;
         let trades = all.as_ref().or(judge.as_ref()).filter(|_| steps.contains(&Tuning::TradeOff));
-        let plan = if let Some(judge) = trades {
+        let plans: Vec<(Plan, Option<Step>)> = if let Some(judge) = trades {
             // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
             let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
             let job = Job { held_out: None, target, ..*self };
@@ -352,41 +350,55 @@ impl Job<'_> {
             let (own, exam) = (choices, exam.as_ref());
             let rounds = steps.contains(&Tuning::Rounding);
             let search = Search { graph, judge, measured, own, target, rounds, exam, solve: &solve };
-            let (mut plan, step) = search.run()?;
-            tuned.push(step);
+            let mut found = search.run(if rounds { options.budget.finalists } else { 1 })?;
             if self.target.weight_limit < target.weight_limit {
                 let at = |f: Fault| f.at("storage types");
-                plan.constants = weights::solve(graph, &plan, self.target, &ready.weights).map_err(at)?;
-                self.target.storage.apply(graph, &mut plan, self.target).map_err(at)?;
-            }
-            plan
-        } else {
-            let noise = plan::noise(seen, choices);
-            self.solve(graph, &ready, (target.noise_weight, &noise, choices))?
-        };
-        let mut quantized =
-            Quantized::plan(graph, &plan, &ready.calibration.seen, ready.calibration.problem.as_ref());
-        (quantized.smoothed, quantized.steps) = (ready.smoothed, tuned);
-        quantized.warnings.extend(options.pins.idle(graph));
-        let reference = graph.clone();
-        insert::insert(graph, &plan);
-        let before = exam.as_ref().map(|_| graph.clone());
-        let stored = self.store_beside(graph, &plan.placement.recurrent, trades)?;
-        if !refine::taken_back(exam.as_ref(), graph, before)? {
-            quantized.store(stored);
-        }
-        if let (Some(samples), Some(judge), false) = (self.samples, &judge, quantized.nodes.is_empty()) {
-            let (reference, exam) = (&reference, exam.as_ref());
-            let (shares, budget) = (&shares, options.budget);
-            let refine = Refine { reference, samples, shares, budget, judge, target, exam, watch };
-            for step in &steps {
-                match step {
-                    Tuning::BiasCorrection => refine.layers(Fit::Biases, graph, &mut quantized)?,
-                    Tuning::Rounding => refine.layers(Fit::Weights, graph, &mut quantized)?,
-                    Tuning::BlockTraining => refine.train(graph, &mut quantized)?,
-                    Tuning::Equalization | Tuning::Smoothing | Tuning::TradeOff => {}
+                for (plan, _) in &mut found {
+                    plan.constants = weights::solve(graph, plan, self.target, &ready.weights).map_err(at)?;
+                    self.target.storage.apply(graph, plan, self.target).map_err(at)?;
                 }
             }
+            found.into_iter().map(|(plan, step)| (plan, Some(step))).collect()
+        } else {
+            let noise = plan::noise(seen, choices);
+            vec![(self.solve(graph, &ready, (target.noise_weight, &noise, choices))?, None)]
+        };
+        let reference = graph.clone();
+        let refine = judge.as_ref().zip(self.samples).map(|(judge, samples)| {
+            let (reference, exam, shares) = (&reference, exam.as_ref(), &shares);
+            Refine { reference, samples, shares, budget: options.budget, judge, target, exam, watch }
+        });
+        let mut best: Option<(f64, Plan, Graph, Quantized)> = None;
+        let several = plans.len() > 1;
+        for (plan, step) in plans {
+            let mut quantized = Quantized::plan(&reference, &plan, seen, ready.calibration.problem.as_ref());
+            quantized.steps = equalized.iter().cloned().chain(step).collect();
+            let mut fitted = reference.clone();
+            insert::insert(&mut fitted, &plan);
+            let before = exam.as_ref().map(|_| fitted.clone());
+            let stored = self.store_beside(&mut fitted, &plan.placement.recurrent, trades)?;
+            if !refine::taken_back(exam.as_ref(), &mut fitted, before)? {
+                quantized.store(stored);
+            }
+            if let Some(refine) = refine.as_ref().filter(|_| !quantized.nodes.is_empty()) {
+                refine.fit(&steps, &mut fitted, &mut quantized)?;
+            }
+            let noise = judge.as_ref().filter(|_| several).map(|judge| judge.noise(&fitted)).transpose()?;
+            let cost = price(target, &plan.placement, noise.unwrap_or_default());
+            if best.as_ref().is_none_or(|best| cost < best.0) {
+                best = Some((cost, plan, fitted, quantized));
+            }
+        }
+        let Some((_, plan, fitted, mut quantized)) = best else {
+            return Err(Fault::new("there is no plan").at("quantization"));
+        };
+        *graph = fitted;
+        quantized.smoothed = ready.smoothed;
+        quantized.warnings.extend(options.pins.idle(&reference));
+        if let Some(refine) =
+            refine.filter(|_| steps.contains(&Tuning::BlockTraining) && !quantized.nodes.is_empty())
+        {
+            refine.train(graph, &mut quantized)?;
         }
         target.storage.store(graph, &plan).map_err(|f| f.at("storage types"))?;
         quantized.mark = exam.map(|exam| exam.mark(graph)).transpose()?;

@@ -1,12 +1,14 @@
 //! Tuning of what was inserted: biases, weights, and scales as well. Each step ends with a judgement on samples that took
 //! no part in it, and is taken back if it did not help there.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Watch;
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
 use crate::ir::Graph;
+use crate::options::Tuning;
 use crate::quantize::Target;
 use crate::report::Quantized;
 use crate::train::features::features;
@@ -51,8 +53,23 @@ pub struct Refine<'a> {
 }
 
 impl Refine<'_> {
+    /// The steps that fit layers one by one.
+    pub fn fit(
+        &self,
+        steps: &BTreeSet<Tuning>,
+        graph: &mut Graph,
+        done: &mut Quantized,
+    ) -> Result<(), Error> {
+        for (step, fit) in [(Tuning::BiasCorrection, Fit::Biases), (Tuning::Rounding, Fit::Weights)] {
+            if steps.contains(&step) {
+                self.layers(fit, graph, done)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Biases alone, or weights and biases, layer by layer.
-    pub fn layers(&self, fit: Fit, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
+    fn layers(&self, fit: Fit, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
         let started = Instant::now();
         let (name, phase) = match fit {
             Fit::Biases => ("bias correction", "correcting"),

@@ -16,6 +16,8 @@ pub struct Budget {
     pub rounds: usize,
     /// Is it tried for each layer how much its weights should be held to where they were?
     pub ridges: bool,
+    /// Weights are fitted for so many of the plans that are tried, and what costs least then is taken.
+    pub finalists: usize,
     /// Noise costs so many times what the target says: who gives more time to accuracy gives some speed as well.
     pub dearer: f64,
 }

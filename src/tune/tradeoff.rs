@@ -15,7 +15,7 @@ use super::{Judge, Step, sqnr_db};
 use crate::calibrate::threshold::Choice;
 use crate::error::Error;
 use crate::ir::{Graph, ValueId};
-use crate::quantize::placement::Noise;
+use crate::quantize::placement::{Noise, Placement};
 use crate::quantize::{Plan, Target, insert};
 
 /// The ranges of values.
@@ -72,6 +72,21 @@ struct Attempt {
     cost: f64,
 }
 
+impl Attempt {
+    /// Gives its place to another one that costs less than this share of it. What did not win is returned.
+    fn meets(&mut self, other: Self, worthwhile: f64) -> Self {
+        match other.cost < self.cost * worthwhile {
+            true => std::mem::replace(self, other),
+            false => other,
+        }
+    }
+}
+
+/// What a placement with this noise over signal at the outputs costs, as a share of the float time.
+pub fn price(target: &Target, placement: &Placement, noise: f64) -> f64 {
+    placement.time + target.size_weight * placement.float_weights + target.noise_weight * noise
+}
+
 /// What came of trying to be better than the best.
 enum Rival {
     /// It would be the same.
@@ -103,32 +118,41 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The plan that costs least, or that costs least of those that keep the bound.
-    pub fn run(&self) -> Result<(Plan, Step), Error> {
+    /// The plans that cost least of those that were tried, at most so many, the best one first, and how each was arrived
+    /// at. Where there is a bound, the one that costs least of those that keep it.
+    pub fn run(&self, most: usize) -> Result<Vec<(Plan, Step)>, Error> {
         let started = Instant::now();
         let mut best = self.attempt(CLIPPING[0], 1.0)?;
-        let before = best.noise;
+        let (before, mut others) = (best.noise, Vec::new());
         for &share in &CLIPPING[1..] {
-            if let Rival::Open(other) = self.rival(&best, share, 1.0)?
-                && other.cost < best.cost * WORTHWHILE
-            {
-                best = *other;
+            if let Rival::Open(other) = self.rival(&best, share, 1.0)? {
+                others.push(best.meets(*other, WORTHWHILE));
             }
         }
         for dearer in DEARER {
             let worthwhile = if best.dearer > 1.0 { 1.0 } else { BROKEN };
             match self.rival(&best, best.share, dearer)? {
-                Rival::Open(other) if other.cost < best.cost * worthwhile => best = *other,
-                Rival::Open(_) | Rival::Same => {}
+                Rival::Open(other) => others.push(best.meets(*other, worthwhile)),
+                Rival::Same => {}
                 // What is dearer still costs even more.
                 Rival::Lost => break,
             }
         }
         if let Some(exam) = self.exam {
             best = self.keep(exam, best)?;
+            others.clear();
         }
-        let step = Step::new("trade-off", (before, best.noise), best.noise != before, started);
-        Ok((best.plan, step))
+        others.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+        let mut found = vec![best];
+        for other in others {
+            if found.len() < most && !found.iter().any(|known| known.plan.is_like(&other.plan)) {
+                found.push(other);
+            }
+        }
+        let told = |Attempt { plan, noise, .. }| {
+            (plan, Step::new("trade-off", (before, noise), noise != before, started))
+        };
+        Ok(found.into_iter().map(told).collect())
     }
 
     /// What comes out where noise is cheap, and where it is dear.
@@ -187,9 +211,7 @@ impl Search<'_> {
     fn cost(&self, attempt: &Attempt, noise: f64) -> f64 {
         let counted = if attempt.share > 0.0 { noise * CLIPPED } else { noise };
         let left = if self.rounds { AFTER_ROUNDING } else { 1.0 };
-        let placement = &attempt.plan.placement;
-        let size = self.target.size_weight * placement.float_weights;
-        placement.time + size + self.target.noise_weight * left * counted
+        price(self.target, &attempt.plan.placement, left * counted)
     }
 
     /// The fastest attempt found that keeps the bound: noise is made dearer until it does, then as cheap as it may be.
