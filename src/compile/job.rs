@@ -322,6 +322,37 @@ impl Job<'_> {
         Ok(none)
     }
 
+    /// The plans worth fitting weights for, the best one first, and how each was arrived at. Without a judge there is one.
+    fn plans(
+        &self,
+        graph: &Graph,
+        ready: &Prepared,
+        judge: Option<&Judge>,
+        exam: Option<&Exam>,
+    ) -> Result<Vec<(Plan, Option<Step>)>, Error> {
+        let Some(judge) = judge else {
+            let noise = plan::noise(&ready.calibration.seen, &ready.choices);
+            let plan = self.solve(graph, ready, (self.target.noise_weight, &noise, &ready.choices))?;
+            return Ok(vec![(plan, None)]);
+        };
+        // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
+        let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
+        let job = Job { held_out: None, target, ..*self };
+        let measured = &job.measure(graph, ready, judge, false)?;
+        let solve = |proposal: Proposal| job.solve(graph, ready, proposal);
+        let (own, rounds) = (&ready.choices, self.steps().contains(&Tuning::Rounding));
+        let search = Search { graph, judge, measured, own, target, rounds, exam, solve: &solve };
+        let mut found = search.run(if rounds { self.options.budget.finalists } else { 1 })?;
+        if self.target.weight_limit < target.weight_limit {
+            let at = |f: Fault| f.at("storage types");
+            for (plan, _) in &mut found {
+                plan.constants = weights::solve(graph, plan, self.target, &ready.weights).map_err(at)?;
+                self.target.storage.apply(graph, plan, self.target).map_err(at)?;
+            }
+        }
+        Ok(found.into_iter().map(|(plan, step)| (plan, Some(step))).collect())
+    }
+
     /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
     pub fn integers(&self, graph: &mut Graph) -> Result<(Quantized, Graph), Error> {
         let Self { target, options, watch, .. } = *self;
@@ -333,7 +364,7 @@ impl Job<'_> {
             None => None,
         };
         let ready = self.prepare(graph)?;
-        let (seen, choices) = (&ready.calibration.seen, &ready.choices);
+        let seen = &ready.calibration.seen;
         let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
         let judged = self.samples.filter(|_| !steps.is_empty());
         let judge = judged.map(|samples| Judge::on(graph, samples, &shares.judging)).transpose()?;
@@ -341,28 +372,7 @@ impl Job<'_> {
         let few = judged.filter(|s| shares.judging.len() < options.budget.judging.min(s.len()));
         let all = few.map(|samples| Judge::new(graph, samples, options.budget.judging)).transpose()?;
         let trades = all.as_ref().or(judge.as_ref()).filter(|_| steps.contains(&Tuning::TradeOff));
-        let plans: Vec<(Plan, Option<Step>)> = if let Some(judge) = trades {
-            // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
-            let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
-            let job = Job { held_out: None, target, ..*self };
-            let measured = &job.measure(graph, &ready, judge, false)?;
-            let solve = |proposal: Proposal| job.solve(graph, &ready, proposal);
-            let (own, exam) = (choices, exam.as_ref());
-            let rounds = steps.contains(&Tuning::Rounding);
-            let search = Search { graph, judge, measured, own, target, rounds, exam, solve: &solve };
-            let mut found = search.run(if rounds { options.budget.finalists } else { 1 })?;
-            if self.target.weight_limit < target.weight_limit {
-                let at = |f: Fault| f.at("storage types");
-                for (plan, _) in &mut found {
-                    plan.constants = weights::solve(graph, plan, self.target, &ready.weights).map_err(at)?;
-                    self.target.storage.apply(graph, plan, self.target).map_err(at)?;
-                }
-            }
-            found.into_iter().map(|(plan, step)| (plan, Some(step))).collect()
-        } else {
-            let noise = plan::noise(seen, choices);
-            vec![(self.solve(graph, &ready, (target.noise_weight, &noise, choices))?, None)]
-        };
+        let plans = self.plans(graph, &ready, trades, exam.as_ref())?;
         let reference = graph.clone();
         let refine = judge.as_ref().zip(self.samples).map(|(judge, samples)| {
             let (reference, exam, shares) = (&reference, exam.as_ref(), &shares);
