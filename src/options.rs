@@ -194,7 +194,7 @@ pub enum Tuning {
     BiasCorrection,
     /// Weights and biases are fitted anew, layer by layer.
     Rounding,
-    /// Biases and scales of activations are trained, block by block.
+    /// What is no integer weight is trained, block by block: biases, constants that stayed float, scales of activations.
     BlockTraining,
 }
 

@@ -200,8 +200,8 @@ impl Problem<'_> {
         out
     }
 
-    /// The squared error of the products if inputs are rounded to 8 bits and weights to theirs after smoothing; each row counts relative
-    /// to its own power, as it does behind a normalization.
+    /// The squared error of the products if inputs are rounded to 8 bits and weights to theirs after smoothing; each row
+    /// counts relative to its own power, as it does behind a normalization.
     fn error(&self, factors: &[f32], largest: &[f32], exact: &[f32]) -> f64 {
         let mut rows: Vec<f32> = self.rows.to_vec();
         rows.chunks_mut(self.depth).for_each(|row| row.iter_mut().zip(factors).for_each(|(x, s)| *x /= s));
