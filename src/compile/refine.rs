@@ -1,5 +1,5 @@
-//! Tuning of what was inserted: integer weights by rounding, what is no integer weight by training as well. Each step ends with a judgement on samples that took
-//! no part in it, and is taken back if it did not help there.
+//! Tuning of what was inserted: integer weights by rounding, what is no integer weight by training as well. Each step ends
+//! with a judgement on samples that took no part in it, and is taken back if it did not help there.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
