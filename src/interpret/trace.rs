@@ -51,11 +51,15 @@ impl Program {
     /// the node did not run or makes no tensor.
     pub fn once(&self, trace: &Trace, node: NodeId, (id, array): (ValueId, &Array)) -> Option<Array> {
         let step = self.steps.iter().find(|step| step.node == node)?;
-        let mut values = trace.values.clone();
-        values[*self.slots.get(&id)?] = Some(Datum::Tensor(array.clone()));
-        step.run(&mut values).ok()?;
-        let &(slot, _) = step.outputs.first()?.as_ref()?;
-        values[slot].take()?.tensor().ok()
+        let Action::Compute(op) = &step.action else { return None };
+        let other = *self.slots.get(&id)?;
+        let input = |slot: usize| match slot == other {
+            true => Some(Datum::Tensor(array.clone())),
+            false => trace.values[slot].clone(),
+        };
+        let inputs = step.inputs.iter().map(|slot| slot.and_then(input)).collect();
+        let outputs = room::compute(&**op, inputs, step.size).ok()?;
+        outputs.into_iter().next()?.tensor().ok()
     }
 
     /// What `wanted` would be if these values had been others; `None` where a value was not computed. Constants can be

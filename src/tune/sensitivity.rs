@@ -35,6 +35,8 @@ const RUNS_A_SAMPLE: f64 = 0.5;
 const SMALL: f64 = 0.3;
 /// Nor is one that brings more than this noise over signal to the outputs.
 const LOUD: f64 = 0.01;
+/// At most so many bytes of values of several samples are kept at a time.
+const KEPT: u64 = 1 << 30;
 /// Ranges that differ by less than this share are not worth telling apart.
 const ALIKE: f32 = 0.02;
 
@@ -146,38 +148,55 @@ impl Subject<'_> {
         progress(0, trials.len());
         let mut told = Vec::new();
         let samples = self.judge.samples;
+        let abreast = self.abreast(&program)?;
         if !self.exact {
-            let probes = Probes { graph: self.graph, program: &program, judged: &judged, trials };
+            let probes = Probes { graph: self.graph, program: &program, judged: &judged, trials, abreast };
             let picked = self.picked(self.followed, samples.len());
             // An operator may know no gradient for these types: then every trial is run.
             told = probes.estimate((samples, &picked), &self.judge.powers()).unwrap_or_default();
         }
         let run = untold(trials, &told);
-        let count = run.iter().filter(|&&run| run).count();
-        let allowed = RUNS_A_SAMPLE * samples.len() as f64 / (count as f64 / 2.0).max(1.0);
+        let loud: Vec<usize> = (0..trials.len()).filter(|&index| run[index]).collect();
+        let allowed = RUNS_A_SAMPLE * samples.len() as f64 / (loud.len() as f64 / 2.0).max(1.0);
         let picked = self.picked((allowed as usize).clamp(LEAST, MOST), samples.len());
         let all = trials.len() * picked.len();
         let mut totals = vec![vec![Distance::default(); judged.len()]; trials.len()];
-        let done = AtomicUsize::new((trials.len() - count) * picked.len());
-        for &index in picked.iter().filter(|_| count > 0) {
-            let trace = program.trace(&samples.load(index)?)?;
-            let tried = totals.par_iter_mut().zip(trials).zip(&run).filter(|(_, run)| **run);
-            tried.try_for_each(|((total, trial), _)| {
+        let done = AtomicUsize::new((trials.len() - loud.len()) * picked.len());
+        for some in picked.chunks(abreast).filter(|_| !loud.is_empty()) {
+            let traces = some.par_iter().map(|&index| program.trace(&samples.load(index)?));
+            let traces = traces.collect::<Result<Vec<_>, Error>>()?;
+            let tasks: Vec<_> = traces.iter().flat_map(|trace| loud.iter().map(move |&i| (trace, i))).collect();
+            let replay = |&(trace, index): &(_, usize)| {
+                let mut distances = vec![Distance::default(); judged.len()];
                 // A sample may not reach a value: then it says nothing about it.
-                if let Some(change) = change(&program, &trace, trial) {
-                    let found = program.replay(&trace, &[change], &values)?;
-                    for ((distance, part), found) in total.iter_mut().zip(&judged).zip(&found) {
-                        let wanted = program.traced(&trace, part.value);
+                if let Some(change) = change(&program, trace, &trials[index]) {
+                    let found = program.replay(trace, &[change], &values)?;
+                    for ((distance, part), found) in distances.iter_mut().zip(&judged).zip(&found) {
+                        let wanted = program.traced(trace, part.value);
                         wanted.iter().for_each(|w| distance.add(part, w, found.as_ref()));
                     }
                 }
                 progress(1 + done.fetch_add(1, Ordering::Relaxed), all);
-                Ok::<_, Error>(())
-            })?;
+                Ok((index, distances))
+            };
+            // Early values take many times as long as late ones.
+            let found = tasks.par_iter().with_max_len(1).map(replay).collect::<Result<Vec<_>, Error>>()?;
+            for (index, distances) in found {
+                totals[index].iter_mut().zip(&distances).for_each(|(total, d)| total.merge(d));
+            }
         }
         let told = |index: usize| told.get(index)?.as_ref().filter(|_| !run[index]).map(|e| e.ratio);
         let ratio = |(index, parts): (usize, &Vec<_>)| told(index).unwrap_or_else(|| mean_ratio(parts));
         Ok(totals.iter().enumerate().map(ratio).collect())
+    }
+
+    /// How many samples may be followed side by side, all their values kept: if several for each thread, as many for each.
+    fn abreast(&self, program: &Program) -> Result<usize, Error> {
+        let samples = self.judge.samples;
+        let bytes = if samples.is_empty() { 0 } else { program.trace(&samples.load(0)?)?.bytes() };
+        let fit = usize::try_from(KEPT / bytes.max(1)).unwrap_or(usize::MAX).max(1);
+        let threads = rayon::current_num_threads();
+        Ok(if fit > threads { fit - fit % threads } else { fit })
     }
 
     /// Which samples to run: half of them those in which the outputs are highest, for there the detector detects and the

@@ -25,11 +25,11 @@ use crate::tune::distance::Part;
 const FEW: usize = 4;
 /// The share of the noise that is quiet.
 const QUIET: f64 = 0.05;
-/// At most so many bytes of values of several samples are kept at a time.
-const KEPT: u64 = 512 << 20;
 /// Elements that are summed in single precision, so many of them side by side.
 const BLOCK: usize = 1024;
 const LANES: usize = 16;
+/// Blocks that tell how far a value is spread.
+const BLOCKS: usize = 32;
 
 /// What a trial does.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,6 +48,8 @@ pub(super) struct Probes<'a> {
     /// What the outputs are judged by.
     pub judged: &'a [Part],
     pub trials: &'a [Trial],
+    /// How many samples are followed side by side.
+    pub abreast: usize,
 }
 
 /// One sample.
@@ -71,8 +73,6 @@ impl Probes<'_> {
         let targets: Vec<ValueId> = self.judged.iter().map(|part| part.value).collect();
         let adjoint = Adjoint::new(self.program, self.graph, &targets, &wanted);
         let factors = factors(powers, picked.len());
-        let first = picked.first().map(|&index| self.program.trace(&samples.load(index)?)).transpose()?;
-        let abreast = usize::try_from(KEPT / first.map_or(1, |t| t.bytes().max(1))).unwrap_or(1).max(1);
         let mut estimates = vec![Estimate::default(); self.trials.len()];
         let mut follow = |picked: &[usize], loud: &[bool]| {
             let mut places: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
@@ -83,7 +83,7 @@ impl Probes<'_> {
                 let trace = &self.program.trace(&samples.load(index)?)?;
                 self.back(&adjoint, &places, &Seen { trace, index, factors: &factors })
             };
-            for some in picked.chunks(abreast) {
+            for some in picked.chunks(self.abreast) {
                 let found: Vec<_> = some.par_iter().map(on).collect::<Result<_, Error>>()?;
                 for (trial, sum, own) in found.into_iter().flatten() {
                     estimates[trial].ratio += sum * sum;
@@ -250,18 +250,21 @@ impl Task for Move<'_> {
     }
 }
 
-/// `Σ |x - mean|`: few loud elements do not hide that the others are lost.
+/// `Σ |x - mean|`, of large values by some of their blocks: few loud elements do not hide that the others are lost.
 fn deviation(x: &[f32]) -> f64 {
+    let apart = x.len().div_ceil(BLOCK).div_ceil(BLOCKS).max(1);
+    let blocks = || x.chunks(BLOCK).step_by(apart);
     let sum = |from: f32, absolute: bool| -> f64 {
         let block = |x: &[f32]| {
             let mut sums = [0.0; LANES];
             simd::run(Spread { x, from, absolute, sums: &mut sums });
             f64::from(sums.iter().sum::<f32>())
         };
-        x.chunks(BLOCK).map(block).sum()
+        blocks().map(block).sum()
     };
-    let mean = sum(0.0, false) / x.len().max(1) as f64;
-    sum(mean as f32, true)
+    let count = blocks().map(<[f32]>::len).sum::<usize>().max(1) as f64;
+    let mean = sum(0.0, false) / count;
+    sum(mean as f32, true) * x.len() as f64 / count
 }
 
 /// `Σ (x - from)` over a block, or of its magnitudes.
@@ -318,7 +321,7 @@ mod tests {
         };
         let trials = [rounded("x"), rounded("m"), rounded("t"), weight("m", "a"), weight("n", "b")];
         let judged = [Part::output(id("y"))];
-        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials };
+        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials, abreast: 2 };
         let values = (0..16 * 32).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect();
         let trace = program.trace(&[Array::new(&[16, 32], values).unwrap()]).unwrap();
         let exact = |trial: &Trial| {
@@ -370,7 +373,7 @@ mod tests {
         let coarse = Array::new(weight.shape(), coarse).unwrap();
         let trials = [Trial::Value(id("m"), params, None), Trial::Weight(node, id("b"), coarse)];
         let judged = [Part::output(id("y"))];
-        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials };
+        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials, abreast: 2 };
         let picked: Vec<usize> = (0..32).collect();
         let powers = crate::tune::Judge::on(&graph, &samples, &picked).unwrap().powers();
         let on = |threads: usize| {
