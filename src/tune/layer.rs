@@ -224,31 +224,24 @@ impl Layer {
         Ok(sources)
     }
 
-    /// What the channels of one group are computed from: rows of `depth` inputs, each followed by 1 if `with_one`, which
-    /// are put behind those that are there.
-    pub fn inputs(
-        &self,
-        input: &Array,
-        sources: &Sources,
-        (group, with_one): (usize, bool),
-        rows: &mut Vec<f32>,
-    ) -> Result<(), Fault> {
-        let values = input.slice::<f32>()?;
+    /// What the channels of one group are computed from: rows of `depth` inputs, each followed by 1 if they are to be one
+    /// longer than that.
+    pub fn inputs(&self, values: &[f32], sources: &Sources, group: usize, rows: &mut [f32]) {
         let (taps, plane) = (sources.all_taps, sources.plane);
-        let planes = self.depth / taps.max(1);
-        for (at, start) in sources.starts.iter().enumerate() {
+        let (planes, width) = (self.depth / taps.max(1), rows.len() / sources.starts.len().max(1));
+        for (at, (start, row)) in sources.starts.iter().zip(rows.chunks_mut(width.max(1))).enumerate() {
+            let (row, one) = row.split_at_mut(self.depth);
             if matches!(self.kind, Kind::Matrix { .. }) {
-                rows.extend_from_slice(&values[*start..][..self.depth]);
+                row.copy_from_slice(&values[*start..][..self.depth]);
             } else {
-                let taps = &sources.taps[at * taps..][..taps];
-                for c in 0..planes {
+                let from = &sources.taps[at * taps..][..taps];
+                for (c, row) in row.chunks_mut(taps.max(1)).enumerate().take(planes) {
                     let values = &values[start + (group * planes + c) * plane..][..plane];
-                    rows.extend(taps.iter().map(|tap| tap.map_or(0.0, |tap| values[tap])));
+                    row.iter_mut().zip(from).for_each(|(x, tap)| *x = tap.map_or(0.0, |tap| values[tap]));
                 }
             }
-            rows.extend(with_one.then_some(1.0));
+            one.fill(1.0);
         }
-        Ok(())
     }
 }
 
@@ -309,10 +302,9 @@ mod tests {
         let sources = layer.sources(x.shape(), &places).unwrap();
         let (depth, per_group) = (layer.depth, layer.channels / layer.groups);
         for group in 0..layer.groups {
-            let mut rows = vec![7.0];
-            layer.inputs(&x, &sources, (group, true), &mut rows).unwrap();
-            assert_eq!((rows[0], rows.len()), (7.0, 1 + places.len() * (depth + 1)));
-            for (row, wanted) in rows[1..].chunks(depth + 1).zip(wanted.chunks(layer.channels)) {
+            let mut rows = vec![7.0; places.len() * (depth + 1)];
+            layer.inputs(x.slice().unwrap(), &sources, group, &mut rows);
+            for (row, wanted) in rows.chunks(depth + 1).zip(wanted.chunks(layer.channels)) {
                 assert_eq!(row[depth], 1.0);
                 for c in group * per_group..(group + 1) * per_group {
                     let weights = &weights[c * depth..][..depth];

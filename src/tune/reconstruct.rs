@@ -244,6 +244,25 @@ struct Fitted {
     signal: f64,
 }
 
+/// Rows of inputs and outputs, those of one group behind those of another.
+struct Gathered {
+    x: Vec<f32>,
+    y: Vec<f32>,
+    /// Rows of a group.
+    count: usize,
+    width: usize,
+}
+
+impl Gathered {
+    /// Each group by itself.
+    fn groups(&mut self, layer: &Layer) -> impl IndexedParallelIterator<Item = Rows<'_>> {
+        let (width, channels, count) = (self.width, layer.channels / layer.groups, self.count);
+        let x = self.x.par_chunks_mut((count * width).max(1));
+        x.zip(self.y.par_chunks_mut((count * channels).max(1)))
+            .map(move |(x, y)| Rows::new(width, channels, x, y))
+    }
+}
+
 impl Solver<'_> {
     fn solve(&self) -> Result<(Gain, Vec<Solved>), Error> {
         let at = |f: Fault| f.at("reconstruction");
@@ -260,21 +279,17 @@ impl Solver<'_> {
             pair_limit: pairs::LIMIT,
         };
         let grids: Vec<Grid> = scales.iter().map(grid).collect();
-        let inputs = self.inputs(with_bias)?;
-        let solve_group = |group: usize| {
+        let width = depth + usize::from(with_bias);
+        let mut learned = self.gather(width, |run| run.learns)?;
+        let mut judging = self.gather(width, |run| run.judges)?;
+        let solve_group = |(group, (fit, judge)): (usize, (Rows, Rows))| {
             let channels = group * per_group..(group + 1) * per_group;
-            let rows = |choose: &dyn Fn(&Run) -> bool| self.rows(&inputs, group, with_bias, choose);
-            let (fit, judge) = (rows(&|run| run.learns), rows(&|run| run.judges));
             let first = Solution {
                 integers: start.integers[channels.start * depth..channels.end * depth].to_vec(),
                 bias: start.bias[channels.clone()].to_vec(),
             };
             let grids = &grids[channels];
-            let error = |s: &Solution| {
-                let found = judge.outputs(&s.real(grids, with_bias));
-                let targets = judge.targets(&found, layer.saturation);
-                found.iter().zip(&targets).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
-            };
+            let error = |s: &Solution| judge.error(&s.real(grids, with_bias), layer.saturation);
             let gram = fit.gram();
             let descend = |&ridge: &f32| {
                 let mut next = first.clone();
@@ -302,14 +317,19 @@ impl Solver<'_> {
             let (after, solution) = best;
             Fitted { solution, before, after, signal: judge.signal(layer.saturation) }
         };
-        let groups: Vec<_> = (0..layer.groups).into_par_iter().map(solve_group).collect();
+        let groups = learned.groups(self.layer).zip(judging.groups(self.layer)).enumerate();
+        let groups: Vec<_> = groups.map(solve_group).collect();
         let sum = |f: fn(&Fitted) -> f64| groups.iter().map(f).sum::<f64>();
         let signal = sum(|g| g.signal).max(f64::MIN_POSITIVE);
         let node = node_label(self.graph, layer.node);
         let gain = Gain { node, before: sum(|g| g.before) / signal, after: sum(|g| g.after) / signal };
-        let solution = Solution {
-            integers: groups.iter().flat_map(|g| g.solution.integers.iter().copied()).collect(),
-            bias: groups.iter().flat_map(|g| g.solution.bias.iter().copied()).collect(),
+        let solution = match groups.len() == layer.groups {
+            true => Solution {
+                integers: groups.iter().flat_map(|g| g.solution.integers.iter().copied()).collect(),
+                bias: groups.iter().flat_map(|g| g.solution.bias.iter().copied()).collect(),
+            },
+            // No run came here.
+            false => start.clone(),
         };
         Ok((gain, self.constants(&start, &solution, &scales).map_err(at)?))
     }
@@ -341,44 +361,39 @@ impl Solver<'_> {
         tensor.map_or(Vec::new(), |t| pairs::partners(t.shape(), Some(self.layer.channel_axis())))
     }
 
-    /// What the layer's outputs are computed from in each run: the rows of one group behind those of another.
-    fn inputs(&self, with_bias: bool) -> Result<Vec<Option<Vec<f32>>>, Error> {
+    /// The rows of the chosen runs, of so many inputs each.
+    fn gather(&self, width: usize, choose: impl Fn(&Run) -> bool) -> Result<Gathered, Error> {
         let at = |f: Fault| f.at("reconstruction");
-        let layer = self.layer;
-        let input = |(run, target): (usize, &Option<Target>)| {
-            let Some(target) = target else { return Ok(None) };
-            let Some(input) = self.lockstep.peek(run, layer.input)? else { return Ok(None) };
-            let sources = layer.sources(input.shape(), &target.places).map_err(at)?;
-            let mut rows = Vec::with_capacity(
-                target.places.len() * layer.groups * (layer.depth + usize::from(with_bias)),
-            );
-            for group in 0..layer.groups {
-                layer.inputs(&input, &sources, (group, with_bias), &mut rows).map_err(at)?;
+        let (layer, channels) = (self.layer, self.layer.channels / self.layer.groups);
+        let chosen = self.runs.iter().zip(self.targets).enumerate().filter(|(_, (run, _))| choose(run));
+        let chosen: Vec<(usize, &Target)> =
+            chosen.filter_map(|(run, (_, target))| Some((run, target.as_ref()?))).collect();
+        let count: usize = chosen.iter().map(|(_, target)| target.places.len()).sum();
+        let room = |columns: usize| vec![0.0; layer.groups * count * columns];
+        let (mut x, mut y) = (room(width), room(channels));
+        let mut own: Vec<Vec<_>> = chosen.iter().map(|_| Vec::with_capacity(layer.groups)).collect();
+        let (mut xs, mut ys) = (&mut *x, &mut *y);
+        for _ in 0..layer.groups {
+            for (own, (_, target)) in own.iter_mut().zip(&chosen) {
+                let (x, y);
+                (x, xs) = xs.split_at_mut(target.places.len() * width);
+                (y, ys) = ys.split_at_mut(target.places.len() * channels);
+                own.push((x, y));
             }
-            Ok(Some(rows))
-        };
-        self.targets.par_iter().enumerate().map(input).collect()
-    }
-
-    /// The rows of the chosen runs.
-    fn rows(
-        &self,
-        inputs: &[Option<Vec<f32>>],
-        group: usize,
-        with_bias: bool,
-        choose: &dyn Fn(&Run) -> bool,
-    ) -> Rows {
-        let layer = self.layer;
-        let (width, channels) = (layer.depth + usize::from(with_bias), layer.channels / layer.groups);
-        let (mut x, mut y) = (Vec::new(), Vec::new());
-        for (run, (input, target)) in self.runs.iter().zip(inputs.iter().zip(self.targets)) {
-            let (Some(input), Some(target), true) = (input, target, choose(run)) else { continue };
-            let own = input.len() / layer.groups;
-            x.extend_from_slice(&input[group * own..][..own]);
-            let own = target.rows.chunks(layer.channels);
-            own.for_each(|row| y.extend_from_slice(&row[group * channels..][..channels]));
         }
-        Rows::new(width, channels, x, y)
+        own.into_par_iter().zip(chosen).try_for_each(|(groups, (run, target))| {
+            // What a run does not reach stays zero and counts for nothing.
+            let Some(input) = self.lockstep.peek(run, layer.input)? else { return Ok(()) };
+            let sources = layer.sources(input.shape(), &target.places).map_err(at)?;
+            let values = input.slice::<f32>().map_err(at)?;
+            for (group, (x, y)) in groups.into_iter().enumerate() {
+                layer.inputs(values, &sources, group, x);
+                let rows = y.chunks_mut(channels).zip(target.rows.chunks(layer.channels));
+                rows.for_each(|(y, all)| y.copy_from_slice(&all[group * channels..][..channels]));
+            }
+            Ok::<_, Error>(())
+        })?;
+        Ok(Gathered { x, y, count, width })
     }
 
     /// The constants that change, as integers and as the runs see them.

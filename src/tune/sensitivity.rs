@@ -36,7 +36,7 @@ const SMALL: f64 = 0.3;
 /// Nor is one that brings more than this noise over signal to the outputs.
 const LOUD: f64 = 0.01;
 /// At most so many bytes of values of several samples are kept at a time.
-const KEPT: u64 = 1 << 30;
+const KEPT: u64 = 512 << 20;
 /// Ranges that differ by less than this share are not worth telling apart.
 const ALIKE: f32 = 0.02;
 
@@ -165,7 +165,8 @@ impl Subject<'_> {
         for some in picked.chunks(abreast).filter(|_| !loud.is_empty()) {
             let traces = some.par_iter().map(|&index| program.trace(&samples.load(index)?));
             let traces = traces.collect::<Result<Vec<_>, Error>>()?;
-            let tasks: Vec<_> = traces.iter().flat_map(|trace| loud.iter().map(move |&i| (trace, i))).collect();
+            let tasks: Vec<_> =
+                traces.iter().flat_map(|trace| loud.iter().map(move |&i| (trace, i))).collect();
             let replay = |&(trace, index): &(_, usize)| {
                 let mut distances = vec![Distance::default(); judged.len()];
                 // A sample may not reach a value: then it says nothing about it.

@@ -34,7 +34,7 @@ const DEARER: [f64; 3] = [3.0, 10.0, 30.0];
 /// Less than this share of the cost is not worth a float operator between integer ones.
 const BROKEN: f64 = 0.98;
 /// More than this share of the best one's cost on a quarter of the samples is given up.
-const LOST: f64 = 1.1;
+const LOST: f64 = 1.05;
 
 /// To keep a bound, noise is made three times dearer at most this often: then hardly anything is left in integers.
 const STEPS: usize = 12;

@@ -10,41 +10,46 @@ const FEW: usize = 8;
 /// Products that are summed apart.
 const LANES: usize = 16;
 
+/// Outputs that one thread looks at together.
+const TOGETHER: usize = 1 << 14;
+
 /// Rows of inputs and what the outputs of the channels should be for them, each row times its factor.
-#[derive(Clone)]
-pub struct Rows {
+pub struct Rows<'a> {
     /// Inputs of a row.
     pub width: usize,
     channels: usize,
-    x: Vec<f32>,
-    y: Vec<f32>,
+    x: &'a [f32],
+    y: &'a [f32],
     /// The root of what each row counts: less where its outputs are large. A token or a place that is a hundred times as
     /// loud as the others, before a normalization often, must not be served at their expense.
     factor: Vec<f32>,
 }
 
-impl Rows {
+impl<'a> Rows<'a> {
     fn count(&self) -> usize {
         self.x.len() / self.width.max(1)
     }
 
-    /// Rows of `width` inputs and of as many outputs as there are channels.
-    pub fn new(width: usize, channels: usize, mut x: Vec<f32>, mut y: Vec<f32>) -> Self {
+    /// Rows of `width` inputs and of as many outputs as there are channels, which are multiplied by their factors.
+    pub fn new(width: usize, channels: usize, x: &'a mut [f32], y: &'a mut [f32]) -> Self {
         let power = |row: &[f32]| row.iter().map(|y| f64::from(*y) * f64::from(*y)).sum::<f64>();
-        let powers: Vec<f64> = y.chunks(channels.max(1)).map(power).collect();
+        let powers: Vec<f64> =
+            y.par_chunks(channels.max(1)).with_min_len(together(channels)).map(power).collect();
         let mean = powers.iter().sum::<f64>() / powers.len().max(1) as f64;
         let factor = |p: &f64| if mean > 0.0 { libm::sqrt(mean / (p + mean)) as f32 } else { 1.0 };
         let factor: Vec<f32> = powers.iter().map(factor).collect();
         let scale = |(row, factor): (&mut [f32], &f32)| row.iter_mut().for_each(|v| *v *= factor);
-        x.par_chunks_mut(width.max(1)).zip(&factor).with_min_len(64).for_each(scale);
-        y.chunks_mut(channels.max(1)).zip(&factor).for_each(scale);
+        for (rows, columns) in [(&mut *x, width), (&mut *y, channels)] {
+            let rows = rows.par_chunks_mut(columns.max(1)).zip(&factor);
+            rows.with_min_len(together(columns)).for_each(scale);
+        }
         Self { width, channels, x, y, factor }
     }
 
     /// `Σ x xᵀ`.
     pub fn gram(&self) -> Vec<f32> {
         let (width, mut gram) = (self.width, vec![0.0; self.width * self.width]);
-        product(&self.x, width, &self.x, width, (self.count(), |end| end), &mut gram);
+        product(self.x, width, self.x, width, (self.count(), |end| end), &mut gram);
         // What lies right of the diagonal is what lies below it.
         for i in 0..width {
             for j in 0..i {
@@ -57,7 +62,7 @@ impl Rows {
     /// `Σ y x` for each channel, with these targets.
     fn cross(&self, targets: &[f32]) -> Vec<f32> {
         let (width, mut cross) = (self.width, vec![0.0; self.channels * self.width]);
-        product(targets, self.channels, &self.x, width, (self.count(), |_| width), &mut cross);
+        product(targets, self.channels, self.x, width, (self.count(), |_| width), &mut cross);
         cross
     }
 
@@ -66,27 +71,32 @@ impl Rows {
         (low * self.factor[row], high * self.factor[row])
     }
 
-    /// Each output with where it saturates.
-    fn outputs_and_limits(&self, saturation: (f32, f32)) -> impl Iterator<Item = (f32, (f32, f32))> {
-        let rows = self.y.chunks(self.channels.max(1)).enumerate();
-        rows.flat_map(move |(row, y)| {
-            let limits = self.limits(row, saturation);
-            y.iter().map(move |&y| (y, limits))
-        })
+    /// What `of` makes of each row: its number, its outputs, and where they saturate.
+    fn by_row<T: Send>(
+        &self,
+        saturation: (f32, f32),
+        of: impl Fn(usize, &[f32], (f32, f32)) -> T + Sync,
+    ) -> Vec<T> {
+        let rows = self.y.par_chunks(self.channels.max(1)).with_min_len(together(self.channels));
+        rows.enumerate().map(|(row, y)| of(row, y, self.limits(row, saturation))).collect()
     }
 
     /// What outputs that saturate outside of this interval should be, and `Σ y x` with that.
     pub fn aim(&self, saturation: (f32, f32)) -> Aim<'_> {
-        let beyond = |(y, (low, high)): (f32, (f32, f32))| y <= low || y >= high;
-        let count = self.outputs_and_limits(saturation).filter(|&y| beyond(y)).count();
-        if count * FEW > self.y.len() {
+        let beyond = |y: f32, (low, high): (f32, f32)| y <= low || y >= high;
+        let counts = self.by_row(saturation, |_, y, limits| y.iter().filter(|&&y| beyond(y, limits)).count());
+        if counts.iter().sum::<usize>() * FEW > self.y.len() {
             return Aim { rows: self, saturation, saturated: None, cross: Vec::new() };
         }
         let mut saturated = vec![Vec::new(); self.channels];
-        for (at, (y, _)) in self.outputs_and_limits(saturation).enumerate().filter(|(_, y)| beyond(*y)) {
-            saturated[at % self.channels].push(Saturated { row: at / self.channels, target: y });
+        for (row, _) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let limits = self.limits(row, saturation);
+            let outputs = self.y[row * self.channels..].iter().zip(&mut saturated);
+            for (&y, saturated) in outputs.filter(|(y, _)| beyond(**y, limits)) {
+                saturated.push(Saturated { row, target: y });
+            }
         }
-        Aim { rows: self, saturation, saturated: Some(saturated), cross: self.cross(&self.y) }
+        Aim { rows: self, saturation, saturated: Some(saturated), cross: self.cross(self.y) }
     }
 
     /// The outputs with these weights.
@@ -104,16 +114,38 @@ impl Rows {
     }
 
     /// What the outputs should be, given what they are.
-    pub fn targets(&self, found: &[f32], saturation: (f32, f32)) -> Vec<f32> {
-        let wanted = self.outputs_and_limits(saturation).zip(found);
-        wanted.map(|((y, limits), &found)| target(y, found, limits)).collect()
+    fn targets(&self, mut found: Vec<f32>, saturation: (f32, f32)) -> Vec<f32> {
+        let channels = self.channels.max(1);
+        let rows = found.par_chunks_mut(channels).zip(self.y.par_chunks(channels)).enumerate();
+        rows.with_min_len(together(channels)).for_each(|(row, (found, y))| {
+            let limits = self.limits(row, saturation);
+            found.iter_mut().zip(y).for_each(|(found, &y)| *found = target(y, *found, limits));
+        });
+        found
+    }
+
+    /// The squared distance of the outputs with these weights from what they should be.
+    pub fn error(&self, weights: &[f32], saturation: (f32, f32)) -> f64 {
+        let found = self.outputs(weights);
+        let error = |row: usize, y: &[f32], limits: (f32, f32)| {
+            let found = found[row * self.channels..].iter();
+            found.zip(y).map(|(&f, &y)| f64::from(f - target(y, f, limits)).powi(2)).sum::<f64>()
+        };
+        self.by_row(saturation, error).iter().sum()
     }
 
     /// Power of the outputs as the quantizer passes them on.
     pub fn signal(&self, saturation: (f32, f32)) -> f64 {
-        let clamped = |(y, (low, high)): (f32, (f32, f32))| f64::from(y.max(low).min(high));
-        self.outputs_and_limits(saturation).map(clamped).map(|y| y * y).sum()
+        let power = |_, y: &[f32], (low, high): (f32, f32)| {
+            y.iter().map(|y| f64::from(y.max(low).min(high)).powi(2)).sum::<f64>()
+        };
+        self.by_row(saturation, power).iter().sum()
     }
+}
+
+/// Rows of so many columns that one thread takes together.
+fn together(columns: usize) -> usize {
+    TOGETHER.div_ceil(columns.max(1))
 }
 
 /// The number nearest to what is found that saturates as the right one does: where both saturate at the same end there is
@@ -129,7 +161,7 @@ fn target(y: f32, found: f32, (low, high): (f32, f32)) -> f32 {
 
 /// Targets that follow what weights give.
 pub struct Aim<'a> {
-    rows: &'a Rows,
+    rows: &'a Rows<'a>,
     saturation: (f32, f32),
     /// For each channel the outputs that saturate, if they are few: only their targets follow.
     saturated: Option<Vec<Vec<Saturated>>>,
@@ -148,7 +180,7 @@ impl Aim<'_> {
     pub fn at(&mut self, weights: &[f32]) -> &[f32] {
         let (rows, width, saturation) = (self.rows, self.rows.width, self.saturation);
         let Some(saturated) = &mut self.saturated else {
-            self.cross = rows.cross(&rows.targets(&rows.outputs(weights), saturation));
+            self.cross = rows.cross(&rows.targets(rows.outputs(weights), saturation));
             return &self.cross;
         };
         let channels = self.cross.par_chunks_mut(width.max(1)).zip(weights.par_chunks(width.max(1)));
@@ -161,7 +193,7 @@ impl Aim<'_> {
 
 /// The saturated outputs of one channel find their targets anew.
 struct Follow<'a> {
-    rows: &'a Rows,
+    rows: &'a Rows<'a>,
     saturation: (f32, f32),
     channel: usize,
     weights: &'a [f32],
@@ -231,7 +263,8 @@ mod tests {
     #[test]
     fn sums_and_targets_are_their_definition_however_many_outputs_saturate() {
         let (count, width, channels) = (37, 75, 5);
-        let rows = Rows::new(width, channels, numbers(count * width, 1), numbers(count * channels, 2));
+        let (mut inputs, mut outputs) = (numbers(count * width, 1), numbers(count * channels, 2));
+        let rows = Rows::new(width, channels, &mut inputs, &mut outputs);
         let close =
             |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
         let sum = |of: &dyn Fn(usize) -> f32| (0..count).map(of).sum::<f32>();
@@ -251,7 +284,9 @@ mod tests {
             for seed in 3..6 {
                 let weights = numbers(channels * width, seed);
                 let found = rows.outputs(&weights);
-                let targets = rows.targets(&found, saturation);
+                let targets = rows.targets(found.clone(), saturation);
+                let error: f32 = found.iter().zip(&targets).map(|(f, t)| (f - t).powi(2)).sum();
+                assert!((rows.error(&weights, saturation) as f32 - error).abs() < 1e-4 * error);
                 let cross = |c: usize, k: usize| sum(&|row| targets[row * channels + c] * x(row, k));
                 let want: Vec<f32> = (0..channels * width).map(|at| cross(at / width, at % width)).collect();
                 assert!(close(aim.at(&weights), &want), "{saturation:?}");

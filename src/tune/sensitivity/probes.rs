@@ -141,13 +141,14 @@ impl Probes<'_> {
             let Some(Array::F32(old)) = self.program.traced(seen.trace, id) else { return };
             let (Some(old), Ok(gradient)) = (old.as_slice(), gradient.slice::<f32>()) else { return };
             let deviation = deviation(old);
-            for &trial in places.get(&id).into_iter().flatten() {
-                let Some(moved) = self.moved(seen.trace, &self.trials[trial], (old, gradient)) else {
-                    continue;
-                };
+            let told = |&trial: &usize| {
+                let moved = self.moved(seen.trace, &self.trials[trial], (old, gradient))?;
                 let own = if moved.far == 0.0 { 0.0 } else { moved.far / deviation };
-                found.push((trial, moved.along, own));
-            }
+                Some((trial, moved.along, own))
+            };
+            // Of a model whose values are many, one sample is followed at a time: then this is what others can do.
+            let trials = places.get(&id).map_or(&[][..], Vec::as_slice);
+            found.extend(trials.par_iter().map(told).collect::<Vec<_>>().into_iter().flatten());
         })?;
         Ok(found)
     }
@@ -321,7 +322,8 @@ mod tests {
         };
         let trials = [rounded("x"), rounded("m"), rounded("t"), weight("m", "a"), weight("n", "b")];
         let judged = [Part::output(id("y"))];
-        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials, abreast: 2 };
+        let probes =
+            Probes { graph: &graph, program: &program, judged: &judged, trials: &trials, abreast: 2 };
         let values = (0..16 * 32).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect();
         let trace = program.trace(&[Array::new(&[16, 32], values).unwrap()]).unwrap();
         let exact = |trial: &Trial| {
@@ -373,7 +375,8 @@ mod tests {
         let coarse = Array::new(weight.shape(), coarse).unwrap();
         let trials = [Trial::Value(id("m"), params, None), Trial::Weight(node, id("b"), coarse)];
         let judged = [Part::output(id("y"))];
-        let probes = Probes { graph: &graph, program: &program, judged: &judged, trials: &trials, abreast: 2 };
+        let probes =
+            Probes { graph: &graph, program: &program, judged: &judged, trials: &trials, abreast: 2 };
         let picked: Vec<usize> = (0..32).collect();
         let powers = crate::tune::Judge::on(&graph, &samples, &picked).unwrap().powers();
         let on = |threads: usize| {
