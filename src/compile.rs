@@ -1,5 +1,6 @@
 //! The main job, from file to file: the picture in the crate's documentation as one function.
 
+mod fitting;
 mod job;
 mod refine;
 mod sensitivity;

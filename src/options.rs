@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use wildmatch::WildMatch;
 
-use crate::calibrate::config::{NodePin, Recipe, ValuePin};
+use crate::calibrate::config::{Least, NodePin, Recipe, ValuePin};
 use crate::calibrate::threshold::Calibrator;
 use crate::interpret::node_label;
 use crate::ir::{DType, Graph};
@@ -92,6 +92,12 @@ impl Pins {
         self.values.iter().rev().find(fits).map(|pin| pin.range)
     }
 
+    /// Does the weight of a node that is called so have eight bits, whatever the others have?
+    pub fn is_wide(&self, node: &str) -> bool {
+        let fits = |pin: &NodePin| pin.weight.is_some() && WildMatch::new(&pin.name).matches(node);
+        self.nodes.iter().any(fits)
+    }
+
     /// What is said of those that fit no node or value of this graph.
     pub fn idle(&self, graph: &Graph) -> Vec<String> {
         let nodes: Vec<String> = graph.nodes().map(|id| node_label(graph, id)).collect();
@@ -105,15 +111,19 @@ impl Pins {
 
     /// As words for the provenance.
     pub fn words(&self) -> Vec<String> {
-        let kind = |float| if float { "float" } else { "integer" };
-        let nodes = self.nodes.iter().map(|p| format!("[[node]] {} {}", p.name, kind(p.float)));
+        let kind = |float| if float { " float" } else { " integer" };
+        let node = |p: &NodePin| {
+            let weight = p.weight.map_or("", |Least::S8| " weight s8");
+            format!("[[node]] {}{}{weight}", p.name, p.float.map_or("", kind))
+        };
+        let nodes = self.nodes.iter().map(node);
         nodes.chain(self.values.iter().map(|p| format!("[[value]] {} {:?}", p.name, p.range))).collect()
     }
 
     /// The filter with what is decided for nodes.
     pub fn filter(&self, mut filter: Filter) -> Filter {
-        for pin in &self.nodes {
-            let list = if pin.float { &mut filter.exclude } else { &mut filter.force };
+        for (pin, float) in self.nodes.iter().filter_map(|pin| Some((pin, pin.float?))) {
+            let list = if float { &mut filter.exclude } else { &mut filter.force };
             list.push(pin.name.clone());
         }
         filter

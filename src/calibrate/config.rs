@@ -60,7 +60,17 @@ pub struct NodePin {
     /// A name, or a pattern with * and ?.
     pub name: String,
     /// Do they stay float? If not, they become integer where that is possible, whatever it costs.
-    pub float: bool,
+    pub float: Option<bool>,
+    /// What their weights are at least, where weights become integers of fewer bits.
+    pub weight: Option<Least>,
+}
+
+/// The type of a weight, where it is not left to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Least {
+    /// 8 bits.
+    S8,
 }
 
 /// What is decided for the values whose names fit a pattern.
@@ -158,6 +168,9 @@ impl Config {
         })?;
         if let Some(recipe) = &config.preprocess {
             recipe.check()?;
+        }
+        if let Some(pin) = config.node.iter().find(|pin| pin.float.is_none() && pin.weight.is_none()) {
+            fail!("[[node]] `{}`: it says neither `float` nor `weight`", pin.name);
         }
         for pin in &config.value {
             let [low, high] = pin.range;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use super::refine::{self, Refine};
+use super::fitting::{Fitted, Fitting, Plans};
+use super::refine::Refine;
 use super::table::{self, Known, interesting};
 use super::{Watch, distances};
 use crate::calibrate::observer::Observers;
@@ -12,7 +13,7 @@ use crate::calibrate::read::Samples;
 use crate::calibrate::run::{Calibration, calibrate};
 use crate::calibrate::threshold::{Calibrator, Choice, Range, expected_error};
 use crate::error::{Error, Fault};
-use crate::interpret::Program;
+use crate::interpret::{Program, node_label};
 use crate::ir::{Graph, Model, NodeId, ValueId};
 use crate::options::{Mode, Options, Tuning};
 use crate::passes;
@@ -30,7 +31,7 @@ use crate::tune::goal::{Exam, Goal};
 use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::shares::Shares;
 use crate::tune::smooth::smooth;
-use crate::tune::tradeoff::{Choices, Proposal, Search, price};
+use crate::tune::tradeoff::{Choices, Proposal, Search};
 use crate::tune::{Judge, Step, bias, moments};
 
 /// What a mode works with.
@@ -253,7 +254,13 @@ impl Job<'_> {
         let mut plan =
             Plan::solve(graph, placement, seen, choices, self.calibrator(), (target, &ready.weights))
                 .map_err(|f| f.at("solving scales and zero points"))?;
-        target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
+        let wide = |id: &NodeId| self.options.pins.is_wide(&node_label(graph, *id));
+        plan.wide = plan.placement.integer.keys().copied().filter(wide).collect();
+        if plan.wide.is_empty() {
+            target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
+        } else {
+            self.solve_constants(graph, &mut plan, ready)?;
+        }
         Ok(plan)
     }
 
@@ -301,7 +308,7 @@ impl Job<'_> {
 
     /// Stores in integers what float operators read; in recurrent layers, whose states take every error along, only if the
     /// outputs do not lose more than is gained. Without a judge that is not asked.
-    fn store_beside(
+    pub fn store_beside(
         &self,
         graph: &mut Graph,
         recurrent: &BTreeMap<NodeId, f64>,
@@ -322,35 +329,45 @@ impl Job<'_> {
         Ok(none)
     }
 
-    /// The plans worth fitting weights for, the best one first, and how each was arrived at. Without a judge there is one.
+    /// Do weights have fewer than eight bits?
+    pub fn is_narrow(&self) -> bool {
+        self.target.weight_limit < weights::FULL
+    }
+
+    /// The constants of a plan in the types that the target stores.
+    pub fn solve_constants(&self, graph: &Graph, plan: &mut Plan, ready: &Prepared) -> Result<(), Error> {
+        let at = |f: Fault| f.at("storage types");
+        plan.constants = weights::solve(graph, plan, self.target, &ready.weights).map_err(at)?;
+        self.target.storage.apply(graph, plan, self.target).map_err(at)
+    }
+
+    /// The plans worth fitting weights for. Without a judge there is one.
     fn plans(
         &self,
         graph: &Graph,
         ready: &Prepared,
         judge: Option<&Judge>,
         exam: Option<&Exam>,
-    ) -> Result<Vec<(Plan, Option<Step>)>, Error> {
+    ) -> Result<Plans, Error> {
         let Some(judge) = judge else {
             let noise = plan::noise(&ready.calibration.seen, &ready.choices);
             let plan = self.solve(graph, ready, (self.target.noise_weight, &noise, &ready.choices))?;
-            return Ok(vec![(plan, None)]);
+            return Ok(Plans { plans: vec![(plan, None)], weights: BTreeMap::new() });
         };
         // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
-        let target = &Target { weight_limit: self.target.weight_limit.max(127), ..self.target.clone() };
+        let target =
+            &Target { weight_limit: self.target.weight_limit.max(weights::FULL), ..self.target.clone() };
         let job = Job { held_out: None, target, ..*self };
         let measured = &job.measure(graph, ready, judge, false)?;
         let solve = |proposal: Proposal| job.solve(graph, ready, proposal);
         let (own, rounds) = (&ready.choices, self.steps().contains(&Tuning::Rounding));
         let search = Search { graph, judge, measured, own, target, rounds, exam, solve: &solve };
-        let mut found = search.run(if rounds { self.options.budget.finalists } else { 1 })?;
-        if self.target.weight_limit < target.weight_limit {
-            let at = |f: Fault| f.at("storage types");
-            for (plan, _) in &mut found {
-                plan.constants = weights::solve(graph, plan, self.target, &ready.weights).map_err(at)?;
-                self.target.storage.apply(graph, plan, self.target).map_err(at)?;
-            }
+        let found = search.run(if rounds { self.options.budget.finalists } else { 1 })?;
+        let mut plans: Vec<_> = found.into_iter().map(|(plan, step)| (plan, Some(step))).collect();
+        if self.is_narrow() {
+            plans.iter_mut().try_for_each(|(plan, _)| self.solve_constants(graph, plan, ready))?;
         }
-        Ok(found.into_iter().map(|(plan, step)| (plan, Some(step))).collect())
+        Ok(Plans { plans, weights: measured.weights().collect() })
     }
 
     /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
@@ -364,7 +381,6 @@ impl Job<'_> {
             None => None,
         };
         let ready = self.prepare(graph)?;
-        let seen = &ready.calibration.seen;
         let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
         let judged = self.samples.filter(|_| !steps.is_empty());
         let judge = judged.map(|samples| Judge::on(graph, samples, &shares.judging)).transpose()?;
@@ -378,30 +394,17 @@ impl Job<'_> {
             let (reference, exam, shares) = (&reference, exam.as_ref(), &shares);
             Refine { reference, samples, shares, budget: options.budget, judge, target, exam, watch }
         });
-        let mut best: Option<(f64, Plan, Graph, Quantized)> = None;
-        let several = plans.len() > 1;
-        for (plan, step) in plans {
-            let mut quantized = Quantized::plan(&reference, &plan, seen, ready.calibration.problem.as_ref());
-            quantized.steps = equalized.iter().cloned().chain(step).collect();
-            let mut fitted = reference.clone();
-            insert::insert(&mut fitted, &plan);
-            let before = exam.as_ref().map(|_| fitted.clone());
-            let stored = self.store_beside(&mut fitted, &plan.placement.recurrent, trades)?;
-            if !refine::taken_back(exam.as_ref(), &mut fitted, before)? {
-                quantized.store(stored);
-            }
-            if let Some(refine) = refine.as_ref().filter(|_| !quantized.nodes.is_empty()) {
-                refine.fit(&steps, &mut fitted, &mut quantized)?;
-            }
-            let noise = judge.as_ref().filter(|_| several).map(|judge| judge.noise(&fitted)).transpose()?;
-            let cost = price(target, &plan.placement, noise.unwrap_or_default());
-            if best.as_ref().is_none_or(|best| cost < best.0) {
-                best = Some((cost, plan, fitted, quantized));
-            }
-        }
-        let Some((_, plan, fitted, mut quantized)) = best else {
-            return Err(Fault::new("there is no plan").at("quantization"));
+        let fitting = Fitting {
+            job: self,
+            reference: &reference,
+            ready: &ready,
+            steps: &steps,
+            before: equalized,
+            trades,
+            refine: refine.as_ref(),
+            exam: exam.as_ref(),
         };
+        let Fitted { plan, graph: fitted, mut quantized } = fitting.best(plans)?;
         *graph = fitted;
         quantized.smoothed = ready.smoothed;
         quantized.warnings.extend(options.pins.idle(&reference));

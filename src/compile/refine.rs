@@ -7,9 +7,9 @@ use std::time::Instant;
 use super::Watch;
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId};
 use crate::options::Tuning;
-use crate::quantize::Target;
+use crate::quantize::{Plan, Target};
 use crate::report::Quantized;
 use crate::train::features::features;
 use crate::train::loss::Loss;
@@ -57,29 +57,30 @@ impl Refine<'_> {
     pub fn fit(
         &self,
         steps: &BTreeSet<Tuning>,
+        plan: &Plan,
         graph: &mut Graph,
         done: &mut Quantized,
     ) -> Result<(), Error> {
         for (step, fit) in [(Tuning::BiasCorrection, Fit::Biases), (Tuning::Rounding, Fit::Weights)] {
             if steps.contains(&step) {
-                self.layers(fit, graph, done)?;
+                self.layers(fit, plan, graph, done)?;
             }
         }
         Ok(())
     }
 
     /// Biases alone, or weights and biases, layer by layer.
-    fn layers(&self, fit: Fit, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
+    fn layers(&self, fit: Fit, plan: &Plan, graph: &mut Graph, done: &mut Quantized) -> Result<(), Error> {
         let started = Instant::now();
         let (name, phase) = match fit {
             Fit::Biases => ("bias correction", "correcting"),
             Fit::Weights => ("rounding", "rounding"),
         };
         let progress = |step, steps| (self.watch)(phase, step, steps);
-        let form = self.target.form();
+        let form = |id: NodeId| plan.form(self.target, id);
         let samples = (self.samples, self.shares, self.budget);
         let Reconstruction { gains: mut layers, changes } =
-            reconstruct(self.reference, graph, samples, (form, fit), &progress)?;
+            reconstruct(self.reference, graph, samples, (&form, fit), &progress)?;
         let before = self.exam.map(|_| graph.clone());
         let (mut step, mut kept) = self.judge.advance(name, graph, &changes, started)?;
         if taken_back(self.exam, graph, before)? {

@@ -2,7 +2,7 @@
 
 use ndarray::{ArcArray, ArrayBase, ArrayD, Data, Dimension, IxDyn};
 
-use super::small;
+use super::small::{self, Nibble};
 use super::types::{DType, Element, TensorType};
 use crate::error::Fault;
 
@@ -187,6 +187,10 @@ impl Array {
             Self::I64(a) => map(a, |&v| v as f32),
             Self::U32(a) => map(a, |&v| v as f32),
             Self::U64(a) => map(a, |&v| v as f32),
+            Self::I4(a) => map(a, |v| v.to_i8().into()),
+            Self::U4(a) => map(a, |v| v.to_i8().into()),
+            Self::I2(a) => map(a, |v| v.to_i8().into()),
+            Self::U2(a) => map(a, |v| v.to_i8().into()),
             other => return Err(format!("expected numbers, found {}", other.dtype()).into()),
         })
     }

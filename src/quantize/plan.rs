@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::candidate::Candidate;
 use super::placement::{Noise, Placement, clamped};
 use super::target::Target;
-use super::weights::{self, Constant, Memo};
+use super::weights::{self, Constant, FULL, Form, Memo};
 use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::{Observer, Observers};
 use crate::calibrate::threshold::{Calibrator, Choice, Grid, sqnr_db};
@@ -65,6 +65,8 @@ pub struct Plan {
     pub keeps_clamps: bool,
     /// Products with a number, each after those that it depends on.
     pub rescaled: Vec<Rescaled>,
+    /// Nodes whose weights have eight bits where the target's have fewer.
+    pub wide: BTreeSet<NodeId>,
 }
 
 /// A product with a number: its output has the integers of its input, at another scale.
@@ -81,6 +83,12 @@ pub struct Rescaled {
 }
 
 impl Plan {
+    /// The form of a node's weight.
+    pub fn form(&self, target: &Target, id: NodeId) -> Form {
+        let form = target.form();
+        if self.wide.contains(&id) { Form { limit: FULL, ..form } } else { form }
+    }
+
     /// Are the same nodes integer, with the same parameters of their activations?
     pub fn is_like(&self, other: &Self) -> bool {
         let params = |plan: &Self| plan.activations.iter().map(|(&id, a)| (id, a.params)).collect::<Vec<_>>();
@@ -107,7 +115,15 @@ impl Plan {
         }
         let keeps_clamps = !target.absorbs_clamps;
         let constants = BTreeMap::new();
-        let mut plan = Self { placement, activations, constants, absorbed, keeps_clamps, rescaled };
+        let mut plan = Self {
+            placement,
+            activations,
+            constants,
+            absorbed,
+            keeps_clamps,
+            rescaled,
+            wide: BTreeSet::new(),
+        };
         plan.constants = weights::solve(graph, &plan, target, memo)?;
         Ok(plan)
     }

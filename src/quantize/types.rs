@@ -134,13 +134,14 @@ impl Storage {
         Ok(())
     }
 
-    /// Gives the weights of a plan that was inserted and tuned in `int8` their type; the numbers stay the same.
+    /// Gives the weights of a plan that was inserted and tuned in `int8` their type, but for those that have eight bits
+    /// where it has fewer; the numbers stay the same.
     pub fn store(self, graph: &mut Graph, plan: &Plan) -> Result<(), Fault> {
         let weights = plan.placement.integer.iter().filter_map(|(&id, c)| match c.rule {
             Rule::Contraction { weight, .. } => Some((id, weight)),
             _ => None,
         });
-        for (id, slot) in weights.filter(|_| self.weight != DType::I8) {
+        for (id, slot) in weights.filter(|(id, _)| self.weight != DType::I8 && !plan.wide.contains(id)) {
             let behind = graph.input(id, slot).and_then(|v| graph.producer(v)).map(|(d, _)| d);
             let Some(dequantize) = behind.filter(|&d| graph.node(d).is("DequantizeLinear")) else { continue };
             for slot in [0, 2] {

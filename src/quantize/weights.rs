@@ -66,7 +66,7 @@ impl Form {
 }
 
 /// All of `int8` but -128.
-const FULL: i32 = 127;
+pub const FULL: i32 = 127;
 
 /// The largest share of the int32 range that a bias may take, leaving room for the sum of products.
 const BIAS_LIMIT: f64 = (i32::MAX / 2) as f64;
@@ -129,8 +129,9 @@ fn of_node(
         let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));
         let bias = bias.map(|(slot, array)| Ok::<_, Fault>((slot, array?.to_f32()?))).transpose()?;
         let offsets: Vec<f32> = bias.iter().flat_map(|(_, b)| b.iter().copied()).collect();
-        let make = |bias: &[f32]| weight_of(&array, channel_axis, input_scale, bias, target.form());
-        let mut quantized = memo.get(id, target.form(), || make(&[]))?;
+        let form = plan.form(target, id);
+        let make = |bias: &[f32]| weight_of(&array, channel_axis, input_scale, bias, form);
+        let mut quantized = memo.get(id, form, || make(&[]))?;
         let scale = |c: usize| quantized.scales.get(c).or(quantized.scales.last());
         if offsets.iter().enumerate().any(|(c, &b)| scale(c).is_some_and(|&s| s < finest(b, input_scale))) {
             quantized = make(&offsets)?;

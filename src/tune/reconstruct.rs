@@ -78,13 +78,13 @@ pub struct Reconstruction {
     pub changes: Vec<Change>,
 }
 
-/// Rounds the weights of `quantized` anew. `reference` is the graph that it was made from, with the same node ids; its
-/// weights have this form.
+/// Rounds the weights of `quantized` anew. `reference` is the graph that it was made from, with the same node ids; the
+/// weight of each node has this form.
 pub fn reconstruct(
     reference: &Graph,
     quantized: &Graph,
     (samples, shares, budget): (&Samples, &Shares, Budget),
-    (form, fit): (Form, Fit),
+    (form, fit): (&dyn Fn(NodeId) -> Form, Fit),
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Reconstruction, Error> {
     let (float, program) = (Program::new(reference)?, Program::new(quantized)?);
@@ -93,7 +93,6 @@ pub fn reconstruct(
     let layers: Vec<Layer> = first.order().filter_map(|id| Layer::of(quantized, id)).filter(same).collect();
     let runs = shares.abreast(most(&mut first, &layers, budget.abreast)?);
     let mut lockstep = Lockstep::new(&program, runs.iter().map(|run| samples.load(run.sample)))?;
-    let ridges = &RIDGES[..if budget.ridges || form.limit < COARSE { RIDGES.len() } else { 1 }];
     let (mut gains, mut changes) = (Vec::new(), Vec::new());
     for part in parts(&layers) {
         let targets = targets(reference, &float, (samples, &runs), part)?;
@@ -101,6 +100,8 @@ pub fn reconstruct(
             progress(gains.len() + 1, layers.len());
             let Some(targets) = targets.get(&layer.node) else { continue };
             lockstep.advance_to(layer.input)?;
+            let form = form(layer.node);
+            let all = budget.ridges || form.limit < COARSE;
             let solver = Solver {
                 graph: quantized,
                 layer,
@@ -110,7 +111,7 @@ pub fn reconstruct(
                 form,
                 fit,
                 rounds: budget.rounds,
-                ridges,
+                ridges: &RIDGES[..if all { RIDGES.len() } else { 1 }],
             };
             let (gain, constants) =
                 solver.solve().map_err(|e| e.within(node_label(quantized, layer.node)))?;

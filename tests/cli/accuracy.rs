@@ -34,6 +34,27 @@ fn a_bound_on_the_sqnr_is_kept_by_leaving_layers_in_float() {
 }
 
 #[test]
+fn where_four_bits_break_a_bound_as_few_weights_as_it_takes_get_eight() {
+    let dir = tempdir();
+    let (out, json) = (dir.path().join("out.onnx"), dir.path().join("report.json"));
+    let types = |db: &str| {
+        let files = args!["compile", digits(), out, "--calib", samples(), "--json", json];
+        let narrow = args!["--target", "qnn-htp", "--weight", "s4", "--min-sqnr", db];
+        qonnx(&[files.as_slice(), narrow].concat()).code(0).says(&["kept"]);
+        let report = report(&json);
+        let step = |s: &Value| s["name"] == "wider weights";
+        assert_eq!(report["quantized"]["steps"].as_array().unwrap().iter().any(step), db != "5");
+        let weights = report["quantized"]["weights"].as_array().unwrap().clone();
+        let of = |ty: &str| weights.iter().filter(|w| w["dtype"] == ty).count();
+        (of("int4"), of("int8"), weights.len())
+    };
+    let (four, eight, all) = types("5");
+    assert_eq!((four, eight), (all, 0), "a bound that is kept anyway changes nothing");
+    let (four, eight, all) = types("26");
+    assert!(four > 0 && eight > 0 && four + eight == all, "{four} {eight} {all}");
+}
+
+#[test]
 fn bounds_on_the_best_class_with_and_without_labels() {
     let dir = tempdir();
     let (data, labels) = labelled(&dir, 40);

@@ -29,6 +29,12 @@ fn what_is_typed_wins_over_the_file() {
     compile("[compile]\nper-tensor = 'yes'", &[]).code(1).says(&["true or false"]);
     compile("[[node]]\nname = '*'\nfloat = true", &["--effort", "fast"]).code(0);
     assert_eq!(report()["quantized"]["nodes"], serde_json::json!([]));
+    let four = ["--effort", "fast", "--target", "qnn-htp", "--weight", "s4"];
+    compile("[[node]]\nname = '*'\nweight = 's8'", &four).code(0);
+    let weights = report()["quantized"]["weights"].clone();
+    assert!(weights.as_array().unwrap().iter().all(|w| w["dtype"] == "int8"), "{weights}");
+    compile("[[node]]\nname = '*'\nweight = 's16'", &[]).code(1).says(&["s8"]);
+    compile("[[node]]\nname = '*'", &[]).code(1).says(&["neither `float` nor `weight`"]);
     compile("[[value]]\nname = '*'\nrange = [-64.0, 63.5]", &["--steps", "none"]).code(0);
     let activations = report()["quantized"]["activations"].clone();
     assert!(activations.as_array().unwrap().iter().all(|a| a["scale"] == 0.5), "{activations}");
@@ -141,7 +147,7 @@ fn pins_are_told_and_recorded() {
     let (config, out) = (dir.path().join("q.toml"), dir.path().join("out.onnx"));
     std::fs::write(
         &config,
-        "[[node]]\nname = 'nobody'\nfloat = true\n[[value]]\nname = 'nothing*'\nrange = [0.0, 1.0]\n",
+        "[[node]]\nname = 'nobody'\nfloat = true\nweight = 's8'\n[[value]]\nname = 'nothing*'\nrange = [0.0, 1.0]\n",
     )
     .unwrap();
     let fast = ["--steps", "none"];
@@ -149,7 +155,10 @@ fn pins_are_told_and_recorded() {
         .code(0)
         .says(&["no node is called `nobody`", "no value is called `nothing*`"]);
     let metadata = qonnx(args!["inspect", "--text", out]).code(0).out;
-    assert!(metadata.contains("[[node]] nobody float") && metadata.contains("[[value]] nothing* [0.0, 1.0]"));
+    assert!(
+        metadata.contains("[[node]] nobody float weight s8")
+            && metadata.contains("[[value]] nothing* [0.0, 1.0]")
+    );
 }
 
 #[test]

@@ -1,0 +1,140 @@
+//! From plans to a quantized graph: weights are fitted to every plan that is worth it, and what costs least then is taken.
+//! Where weights of fewer than eight bits break the bound that the result must keep, as few of them as it takes get eight.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::job::{Job, Prepared};
+use super::refine::{self, Refine};
+use crate::error::{Error, Fault};
+use crate::ir::{DType, Graph, NodeId, Rule, Tensor};
+use crate::options::Tuning;
+use crate::quantize::candidate::Candidate;
+use crate::quantize::{Plan, insert};
+use crate::report::Quantized;
+use crate::tune::goal::Exam;
+use crate::tune::tradeoff::price;
+use crate::tune::{Judge, Step};
+
+/// The plans worth fitting weights for.
+pub struct Plans {
+    /// The best one first, and how each was arrived at.
+    pub plans: Vec<(Plan, Option<Step>)>,
+    /// What the weight of each node does to the outputs, as far as it is known: noise over signal.
+    pub weights: BTreeMap<NodeId, f64>,
+}
+
+/// What weights are fitted with.
+pub struct Fitting<'a> {
+    /// The mode that it is part of.
+    pub job: &'a Job<'a>,
+    /// The float graph.
+    pub reference: &'a Graph,
+    /// What is known of it.
+    pub ready: &'a Prepared,
+    /// The steps of tuning that are taken.
+    pub steps: &'a BTreeSet<Tuning>,
+    /// What was done before there was a plan.
+    pub before: Option<Step>,
+    /// Judges what is integer.
+    pub trades: Option<&'a Judge<'a>>,
+    /// Fits layer by layer.
+    pub refine: Option<&'a Refine<'a>>,
+    /// The bound that the result must keep.
+    pub exam: Option<&'a Exam<'a>>,
+}
+
+/// A plan that was carried out.
+pub struct Fitted {
+    /// The plan.
+    pub plan: Plan,
+    /// The quantized graph.
+    pub graph: Graph,
+    /// What was done.
+    pub quantized: Quantized,
+}
+
+impl Fitting<'_> {
+    /// The plan that costs least when weights are fitted to it.
+    pub fn best(&self, found: Plans) -> Result<Fitted, Error> {
+        let several = found.plans.len() > 1;
+        let mut best: Option<(f64, Fitted)> = None;
+        for (plan, step) in found.plans {
+            let fitted = self.fit(plan, self.before.iter().cloned().chain(step).collect())?;
+            let judge = self.refine.filter(|_| several).map(|refine| refine.judge);
+            let noise = judge.map(|judge| judge.noise(&fitted.graph)).transpose()?;
+            let cost = price(self.job.target, &fitted.plan.placement, noise.unwrap_or_default());
+            if best.as_ref().is_none_or(|best| cost < best.0) {
+                best = Some((cost, fitted));
+            }
+        }
+        let best = best.ok_or_else(|| Fault::new("there is no plan").at("quantization"))?.1;
+        match self.exam.filter(|_| self.job.target.storage.weight == DType::I4) {
+            Some(exam) if !exam.mark(&best.graph)?.met => self.widened(best, exam, &found.weights),
+            _ => Ok(best),
+        }
+    }
+
+    /// Carries a plan out, after these steps.
+    fn fit(&self, plan: Plan, steps: Vec<Step>) -> Result<Fitted, Error> {
+        let calibration = &self.ready.calibration;
+        let problem = calibration.problem.as_ref();
+        let mut quantized = Quantized::plan(self.reference, &plan, &calibration.seen, problem);
+        quantized.steps = steps;
+        let mut graph = self.reference.clone();
+        insert::insert(&mut graph, &plan);
+        let before = self.exam.map(|_| graph.clone());
+        let stored = self.job.store_beside(&mut graph, &plan.placement.recurrent, self.trades)?;
+        if !refine::taken_back(self.exam, &mut graph, before)? {
+            quantized.store(stored);
+        }
+        if let Some(refine) = self.refine.filter(|_| !quantized.nodes.is_empty()) {
+            refine.fit(self.steps, &plan, &mut graph, &mut quantized)?;
+        }
+        Ok(Fitted { plan, graph, quantized })
+    }
+
+    /// Gives eight bits to the weights that bring most noise for their size, to as few as keep the bound: half as many are
+    /// tried until that is known to one weight. If all of them do not keep it, all have eight.
+    fn widened(&self, narrow: Fitted, exam: &Exam, noise: &BTreeMap<NodeId, f64>) -> Result<Fitted, Error> {
+        let started = Instant::now();
+        let order = by_noise_for_size(self.reference, &narrow.plan, noise);
+        let steps = narrow.quantized.steps.iter().take_while(|step| step.name != "rounding");
+        let steps: Vec<Step> = steps.cloned().collect();
+        let first = |count: usize| {
+            let mut plan = narrow.plan.clone();
+            plan.wide.extend(&order[..count]);
+            self.job.solve_constants(self.reference, &mut plan, self.ready)?;
+            self.fit(plan, steps.clone())
+        };
+        let (mut few, mut enough) = (0, order.len());
+        let mut kept = first(enough)?;
+        if exam.mark(&kept.graph)?.met {
+            while enough - few > 1 {
+                let between = usize::midpoint(few, enough);
+                let tried = first(between)?;
+                match exam.mark(&tried.graph)?.met {
+                    true => (kept, enough) = (tried, between),
+                    false => few = between,
+                }
+            }
+        }
+        if let Some(refine) = self.refine {
+            let noise = (refine.judge.noise(&narrow.graph)?, refine.judge.noise(&kept.graph)?);
+            kept.quantized.steps.push(Step::new("wider weights", noise, true, started));
+        }
+        Ok(kept)
+    }
+}
+
+/// The nodes with weights, those first whose weight brings most noise for its size.
+fn by_noise_for_size(graph: &Graph, plan: &Plan, noise: &BTreeMap<NodeId, f64>) -> Vec<NodeId> {
+    let loudness = |(&id, c): (&NodeId, &Candidate)| {
+        let Rule::Contraction { weight, .. } = c.rule else { return None };
+        let size = graph.constant_input(id, weight).map(Tensor::len)?;
+        Some((noise.get(&id).copied().unwrap_or_default() / size.max(1) as f64, id))
+    };
+    let mut order: Vec<(f64, NodeId)> = plan.placement.integer.iter().filter_map(loudness).collect();
+    order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    order.into_iter().map(|(_, id)| id).collect()
+}
