@@ -182,3 +182,61 @@ impl Step {
         Self { name, before_db: db(before), after_db: db(after), kept, seconds }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::read::{open, open_inputs};
+    use crate::onnx::{import, text};
+
+    /// Twelve samples, each of which has power of its own, and a graph that multiplies them by a constant.
+    fn with_judge(check: impl Fn(&Judge, &Graph, &dyn Fn(f32) -> Array)) {
+        let source = r#"<ir_version: 8, opset_import: ["" : 17]>
+            g (float[4] x) => (float[4] y) <float[1] c = {1}> { y = Mul (x, c) }"#;
+        let graph = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap().graph;
+        let dir = tempfile::tempdir().unwrap();
+        for sample in 1..=12 {
+            let x = ndarray::Array1::from_elem(4, sample as f32);
+            ndarray_npy::write_npy(dir.path().join(format!("{sample:02}.npy")), &x).unwrap();
+        }
+        let samples = open(dir.path(), &open_inputs(&graph).unwrap(), None).unwrap();
+        check(&Judge::new(&graph, &samples, 12).unwrap(), &graph, &|c| Array::vector(vec![c]));
+    }
+
+    fn changed(graph: &Graph, array: &Array) -> Graph {
+        let mut graph = graph.clone();
+        let constant = graph.find("c").unwrap();
+        graph.set_constant(constant, Tensor::from_array(array));
+        graph
+    }
+
+    #[test]
+    fn noise_is_over_signal_and_what_a_quarter_shows_to_be_bad_is_not_run_further() {
+        with_judge(|judge, graph, c| {
+            let other = changed(graph, &c(1.1));
+            assert_eq!(judge.noise(graph).unwrap(), 0.0);
+            assert!((judge.noise(&other).unwrap() - 0.01).abs() < 1e-6);
+            let (quarter, all) = judge.race(&other, &|noise| noise > 0.02).unwrap();
+            assert!((quarter - 0.01).abs() < 1e-6 && (all.unwrap() - 0.01).abs() < 1e-6);
+            assert_eq!(judge.race(&other, &|noise| noise > 0.005).unwrap(), (quarter, None));
+        });
+    }
+
+    #[test]
+    fn of_changes_as_many_quarters_are_kept_as_bring_the_outputs_closest() {
+        with_judge(|judge, graph, c| {
+            let constant = graph.find("c").unwrap();
+            let advance = |changes: &[f32]| {
+                let changes: Vec<Change> = changes.iter().map(|&x| vec![(constant, c(x))]).collect();
+                let mut quantized = changed(graph, &c(1.5));
+                let (step, kept) = judge.advance("x", &mut quantized, &changes, Instant::now()).unwrap();
+                assert_eq!(step.kept, kept > 0);
+                (kept, quantized.constant(constant).unwrap().array().unwrap())
+            };
+            assert_eq!(advance(&[1.2, 1.1, 3.0, 4.0]), (2, c(1.1)));
+            assert_eq!(advance(&[3.0, 1.0, 1.0, 1.4]), (4, c(1.4)), "all of them, if they help at all");
+            assert_eq!(advance(&[2.0, 3.0, 4.0, 5.0]), (0, c(1.5)));
+            assert_eq!(advance(&[]), (0, c(1.5)));
+        });
+    }
+}
