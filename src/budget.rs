@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use crate::error::Fault;
 
@@ -20,6 +20,40 @@ const UNKNOWN_MACHINE: u64 = 8 << 30;
 
 thread_local! {
     static TAKEN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Work that can end early, and whether it is asked to.
+static EARLY: AtomicU8 = AtomicU8::new(UNABLE);
+const UNABLE: u8 = 0;
+const ABLE: u8 = 1;
+const ASKED: u8 = 2;
+
+/// While this lives there is something worth keeping: work can be asked to end early with it.
+#[derive(Debug)]
+pub struct MayEndEarly(());
+
+impl MayEndEarly {
+    /// From now on.
+    pub fn begin() -> Self {
+        EARLY.store(ABLE, Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for MayEndEarly {
+    fn drop(&mut self) {
+        EARLY.store(UNABLE, Relaxed);
+    }
+}
+
+/// Asks work to end early with what it has. False if it cannot, or if it was asked before.
+pub fn end_early() -> bool {
+    EARLY.compare_exchange(ABLE, ASKED, Relaxed, Relaxed).is_ok()
+}
+
+/// Is work to end early?
+pub fn is_ending() -> bool {
+    EARLY.load(Relaxed) == ASKED
 }
 
 /// Limits the memory for values of a run, in bytes.

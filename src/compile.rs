@@ -63,7 +63,7 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         Mode::None => None,
         _ => open_samples(&source.model.graph, options, mode)?,
     };
-    let provenance = Provenance::of(input, &source, samples.as_ref(), options, report.mode)?;
+    let mut provenance = Provenance::of(input, &source, samples.as_ref(), options, report.mode)?;
     report.files.clone_from(&provenance.files);
     // Without a mode the output is the input, byte for byte.
     let copied =
@@ -87,16 +87,21 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
         let held_out =
             options.bound.zip(samples.as_mut()).map(|(b, s)| hold_out(b, s, options)).transpose()?;
         let known = known.as_ref();
-        let job = Job { samples: samples.as_ref(), known, held_out, target: &target, options, watch };
+        let samples = samples.as_ref();
+        let job = Job { samples, known, held_out, target: &target, options, may_end_early: true, watch };
         let quantized = job.run(&original, &mut model, mode)?;
         if quantized.is_nothing() && !lowered {
             return as_it_was(input, output, report, "nothing is left to quantize");
         }
-        if let Some(samples) = &samples {
+        if let Some(samples) = samples {
             report.samples(samples);
             let compared = distances(&original, &model.graph, samples, watch)?;
             report.samples_warnings(samples);
             report.outputs(compared)?;
+        }
+        if quantized.ended_early {
+            // What it was made from does not tell what came of it.
+            provenance.add("ended early");
         }
         report.quantized(quantized);
         report.draw(&model.graph);

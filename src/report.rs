@@ -127,6 +127,8 @@ pub struct Quantized {
     pub corrected: Vec<String>,
     /// What tuning did, in order.
     pub steps: Vec<crate::tune::Step>,
+    /// Did an interrupt end tuning before its time?
+    pub ended_early: bool,
     /// How the result did on the bound that it was to keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark: Option<crate::tune::goal::Mark>,
@@ -166,6 +168,7 @@ impl Quantized {
             smoothed: Vec::new(),
             corrected: Vec::new(),
             steps: Vec::new(),
+            ended_early: false,
             mark: None,
             weights: Vec::new(),
             map: Vec::new(),
@@ -279,6 +282,9 @@ impl Report {
                 .push(format!("a part of the graph stays float, for it could not be run: {problem}"));
         }
         self.warnings.extend(quantized.warnings.iter().cloned());
+        if quantized.ended_early {
+            self.warnings.push("tuning was ended early: this is the best so far".into());
+        }
         if let Some(mark) = quantized.mark.as_ref().filter(|mark| !mark.met) {
             self.warnings.push(mark.summary());
         }

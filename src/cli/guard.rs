@@ -23,10 +23,14 @@ const INTERRUPTED: i32 = 130;
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 /// Runs the command. A panic, which would be a bug of ours, becomes one line and exit code 1; an interrupt or the end of
-/// the time leaves no temporary file behind.
+/// the time leaves no temporary file behind. The first interrupt of work that has something worth keeping makes it keep that.
 pub fn guarded(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitCode {
     panic::set_hook(Box::new(remember));
-    let _ = ctrlc::set_handler(|| end("interrupted", INTERRUPTED)); // without it an interrupt ends the process at once
+    let interrupt = || match budget::end_early() {
+        true => console::note("tuning ends with the best so far; another interrupt ends all of it"),
+        false => end("interrupted", INTERRUPTED),
+    };
+    let _ = ctrlc::set_handler(interrupt); // without it an interrupt ends the process at once
     let main = thread::Builder::new().name("main".into()).stack_size(STACK).spawn(work);
     let Ok(main) = main else {
         console::error(&anyhow::anyhow!("a thread cannot be started"));

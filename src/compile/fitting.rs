@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::job::{Job, Prepared};
 use super::refine::{self, Refine};
+use crate::budget;
 use crate::error::{Error, Fault};
 use crate::ir::{DType, Graph, NodeId, Rule, Tensor};
 use crate::options::Tuning;
@@ -60,6 +61,9 @@ impl Fitting<'_> {
         let several = found.plans.len() > 1;
         let mut best: Option<(f64, Fitted)> = None;
         for (plan, step) in found.plans {
+            if best.is_some() && budget::is_ending() {
+                break;
+            }
             let fitted = self.fit(plan, self.before.iter().cloned().chain(step).collect())?;
             let judge = self.refine.filter(|_| several).map(|refine| refine.judge);
             let noise = judge.map(|judge| judge.noise(&fitted.graph)).transpose()?;
@@ -110,7 +114,7 @@ impl Fitting<'_> {
         let (mut few, mut enough) = (0, order.len());
         let mut kept = first(enough)?;
         if exam.mark(&kept.graph)?.met {
-            while enough - few > 1 {
+            while enough - few > 1 && !budget::is_ending() {
                 let between = usize::midpoint(few, enough);
                 let tried = first(between)?;
                 match exam.mark(&tried.graph)?.met {

@@ -8,6 +8,7 @@ use super::fitting::{Fitted, Fitting, Plans};
 use super::refine::Refine;
 use super::table::{self, Known, interesting};
 use super::{Watch, distances};
+use crate::budget::{self, MayEndEarly};
 use crate::calibrate::observer::Observers;
 use crate::calibrate::read::Samples;
 use crate::calibrate::run::{Calibration, calibrate};
@@ -46,6 +47,8 @@ pub struct Job<'a> {
     pub target: &'a Target,
     /// What the user chose.
     pub options: &'a Options,
+    /// May an interrupt end tuning with the best so far?
+    pub may_end_early: bool,
     /// Told how far it is.
     pub watch: Watch<'a>,
 }
@@ -358,7 +361,10 @@ impl Job<'_> {
         let target =
             &Target { weight_limit: self.target.weight_limit.max(weights::FULL), ..self.target.clone() };
         let job = Job { held_out: None, target, ..*self };
-        let measured = &job.measure(graph, ready, judge, false)?;
+        let measured = &match job.measure(graph, ready, judge, false) {
+            Err(_) if budget::is_ending() => return self.plans(graph, ready, None, exam),
+            measured => measured?,
+        };
         let solve = |proposal: Proposal| job.solve(graph, ready, proposal);
         let (own, rounds) = (&ready.choices, self.steps().contains(&Tuning::Rounding));
         let search = Search { graph, judge, measured, own, target, rounds, exam, solve: &solve };
@@ -381,6 +387,7 @@ impl Job<'_> {
             None => None,
         };
         let ready = self.prepare(graph)?;
+        let _keeping = self.may_end_early.then(MayEndEarly::begin);
         let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
         let judged = self.samples.filter(|_| !steps.is_empty());
         let judge = judged.map(|samples| Judge::on(graph, samples, &shares.judging)).transpose()?;
@@ -408,13 +415,14 @@ impl Job<'_> {
         *graph = fitted;
         quantized.smoothed = ready.smoothed;
         quantized.warnings.extend(options.pins.idle(&reference));
-        if let Some(refine) =
-            refine.filter(|_| steps.contains(&Tuning::BlockTraining) && !quantized.nodes.is_empty())
-        {
+        if let Some(refine) = refine.filter(|_| {
+            steps.contains(&Tuning::BlockTraining) && !quantized.nodes.is_empty() && !budget::is_ending()
+        }) {
             refine.train(graph, &mut quantized)?;
         }
         target.storage.store(graph, &plan).map_err(|f| f.at("storage types"))?;
         quantized.mark = exam.map(|exam| exam.mark(graph)).transpose()?;
+        quantized.ended_early = budget::is_ending();
         Ok((quantized, reference))
     }
 }

@@ -17,6 +17,7 @@ use super::metric::metric;
 use super::optimizer::{Optimizer, Rates};
 use super::student::Student;
 use super::tape::Tape;
+use crate::budget;
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
 use crate::interpret::adjoint::accumulate;
@@ -290,9 +291,9 @@ impl Session<'_> {
         Fault::new("the loss of the starting point is not a finite number").at(place)
     }
 
-    /// Has there been no better epoch for too long?
+    /// Has there been no better epoch for too long, or is it to end early?
     fn is_over(&self, state: &State) -> bool {
-        state.epochs.len() > state.best.unwrap_or(0) + self.settings.patience
+        state.epochs.len() > state.best.unwrap_or(0) + self.settings.patience || budget::is_ending()
     }
 
     /// One time over the samples; the mean loss.

@@ -17,6 +17,7 @@ use super::Change;
 use super::layer::{Bias, Layer};
 use super::rounding::{Grid, Moments};
 use super::shares::{Budget, Run, Shares};
+use crate::budget;
 use crate::calibrate::read::Samples;
 use crate::error::{Error, Fault};
 use crate::interpret::lockstep::Lockstep;
@@ -94,9 +95,9 @@ pub fn reconstruct(
     let runs = shares.abreast(most(&mut first, &layers, budget.abreast)?);
     let mut lockstep = Lockstep::new(&program, runs.iter().map(|run| samples.load(run.sample)))?;
     let (mut gains, mut changes) = (Vec::new(), Vec::new());
-    for part in parts(&layers) {
+    for part in parts(&layers).into_iter().take_while(|_| !budget::is_ending()) {
         let targets = targets(reference, &float, (samples, &runs), part)?;
-        for layer in part {
+        for layer in part.iter().take_while(|_| !budget::is_ending()) {
             progress(gains.len() + 1, layers.len());
             let Some(targets) = targets.get(&layer.node) else { continue };
             lockstep.advance_to(layer.input)?;

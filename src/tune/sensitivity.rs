@@ -15,9 +15,10 @@ use rayon::prelude::*;
 use self::probes::{Estimate, Probes};
 use super::Judge;
 use super::distance::{Distance, judged, mean_ratio};
+use crate::budget;
 use crate::calibrate::observer::Observers;
 use crate::calibrate::threshold::{Calibrator, Choice, Grid};
-use crate::error::Error;
+use crate::error::{Error, Fault};
 use crate::interpret::Program;
 use crate::interpret::trace::Trace;
 use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Rule, ValueId, limits};
@@ -168,6 +169,7 @@ impl Subject<'_> {
             let tasks: Vec<_> =
                 traces.iter().flat_map(|trace| loud.iter().map(move |&i| (trace, i))).collect();
             let replay = |&(trace, index): &(_, usize)| {
+                go_on()?;
                 let mut distances = vec![Distance::default(); judged.len()];
                 // A sample may not reach a value: then it says nothing about it.
                 if let Some(change) = change(&program, trace, &trials[index]) {
@@ -186,6 +188,7 @@ impl Subject<'_> {
                 totals[index].iter_mut().zip(&distances).for_each(|(total, d)| total.merge(d));
             }
         }
+        go_on()?;
         let told = |index: usize| told.get(index)?.as_ref().filter(|_| !run[index]).map(|e| e.ratio);
         let ratio = |(index, parts): (usize, &Vec<_>)| told(index).unwrap_or_else(|| mean_ratio(parts));
         Ok(totals.iter().enumerate().map(ratio).collect())
@@ -286,6 +289,11 @@ fn untold(trials: &[Trial], told: &[Option<Estimate>]) -> Vec<bool> {
     let open = trials.iter().enumerate().filter(|(index, _)| !tells(*index));
     let open: BTreeSet<_> = open.map(|(_, trial)| trial.unit()).collect();
     trials.iter().map(|trial| open.contains(&trial.unit())).collect()
+}
+
+/// Half of what values do is of no use: if work is to end early, this is a fault.
+fn go_on() -> Result<(), Error> {
+    if budget::is_ending() { Err(Fault::new("ended early").at("measuring")) } else { Ok(()) }
 }
 
 fn alike(a: &Choice, b: &Choice) -> bool {

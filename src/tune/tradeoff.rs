@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::goal::Exam;
 use super::sensitivity::Measured;
 use super::{Judge, Step, sqnr_db};
+use crate::budget;
 use crate::calibrate::threshold::Choice;
 use crate::error::Error;
 use crate::ir::{Graph, ValueId};
@@ -124,12 +125,12 @@ impl Search<'_> {
         let started = Instant::now();
         let mut best = self.attempt(CLIPPING[0], 1.0)?;
         let (before, mut others) = (best.noise, Vec::new());
-        for &share in &CLIPPING[1..] {
+        for &share in CLIPPING[1..].iter().take_while(|_| !budget::is_ending()) {
             if let Rival::Open(other) = self.rival(&best, share, 1.0)? {
                 others.push(best.meets(*other, WORTHWHILE));
             }
         }
-        for dearer in DEARER {
+        for dearer in DEARER.into_iter().take_while(|_| !budget::is_ending()) {
             let worthwhile = if best.dearer > 1.0 { 1.0 } else { BROKEN };
             match self.rival(&best, best.share, dearer)? {
                 Rival::Open(other) => others.push(best.meets(*other, worthwhile)),
@@ -222,14 +223,14 @@ impl Search<'_> {
         }
         let (share, mut cheap) = (best.share, best.dearer);
         let mut kept = best;
-        for _ in 0..STEPS {
+        for _ in (0..STEPS).take_while(|_| !budget::is_ending()) {
             kept = self.attempt(share, kept.dearer * 3.0)?;
             if passes(&kept)? {
                 break;
             }
             cheap = kept.dearer;
         }
-        for _ in 0..HALVINGS {
+        for _ in (0..HALVINGS).take_while(|_| !budget::is_ending()) {
             let between = self.attempt(share, libm::sqrt(cheap * kept.dearer))?;
             match passes(&between)? {
                 true if between.plan.placement.time <= kept.plan.placement.time => kept = between,

@@ -193,3 +193,65 @@ fn an_interrupt_ends_a_run_that_nobody_hears() {
     assert_eq!(ended.code(), Some(130));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was left");
 }
+
+/// However long calibration takes, some interrupt comes after it; those that come before it leave nothing.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_tuning_with_the_best_so_far() {
+    let dir = tempdir();
+    let layers: Vec<String> =
+        (0..12).map(|i| format!("m{i} = MatMul (r{i}, w{i}) r{} = Relu (m{i})", i + 1)).collect();
+    let weights: Vec<String> =
+        (0..12).map(|i| format!("float[320,320] w{i} = random({i}, -0.1, 0.1)")).collect();
+    let text = format!(
+        r#"<ir_version: 8, opset_import: ["" : 17]> g (float[48,320] r0) => (float[48,320] r12) <{}> {{ {} }}"#,
+        weights.join(", "),
+        layers.join(" ")
+    );
+    let source = model(&dir, "in.onnx", &text);
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    for sample in 0..60 {
+        let value = |(i, j)| ((i * 320 + j + sample * 104_729) * 7919 % 2003) as f32 / 1001.0 - 1.0;
+        ndarray_npy::write_npy(
+            data.join(format!("{sample}.npy")),
+            &ndarray::Array2::from_shape_fn((48, 320), value),
+        )
+        .unwrap();
+    }
+    let (out, json) = (dir.path().join("out.onnx"), dir.path().join("report.json"));
+    let ended_early = (0..8).any(|attempt| {
+        let _ = std::fs::remove_file(&out);
+        let best = args![
+            "compile",
+            source,
+            out,
+            "--calib",
+            data,
+            "--effort",
+            "best",
+            "--json",
+            json,
+            "--if-changed"
+        ];
+        let mut run = Command::new(env!("CARGO_BIN_EXE_qonnx"));
+        let mut run = run.args(best.iter().map(|arg| arg.as_ref())).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200 << attempt));
+        assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+        let code = run.wait().unwrap().code();
+        assert_eq!(out.exists(), code == Some(0));
+        assert!(matches!(code, Some(0 | 130)), "{code:?}");
+        let report = std::fs::read(&json).ok().filter(|_| out.exists());
+        report
+            .is_some_and(|r| serde_json::from_slice::<Value>(&r).unwrap()["quantized"]["ended_early"] == true)
+    });
+    assert!(ended_early);
+    qonnx(args!["compare", source, out, "--data", data, "--min-sqnr", "15"]).code(0);
+    // It is not what its options make of the model: that is still to be done.
+    let again =
+        args!["compile", source, out, "--calib", data, "--effort", "best", "--json", json, "--if-changed"];
+    qonnx(again).code(0);
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["quantized"]["ended_early"], false);
+    assert!(!report["quantized"]["nodes"].as_array().unwrap().is_empty());
+}

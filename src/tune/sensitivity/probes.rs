@@ -80,6 +80,7 @@ impl Probes<'_> {
                 place.iter().for_each(|&place| places.entry(place).or_default().push(index));
             }
             let on = |&index: &usize| {
+                super::go_on()?;
                 let trace = &self.program.trace(&samples.load(index)?)?;
                 self.back(&adjoint, &places, &Seen { trace, index, factors: &factors })
             };
