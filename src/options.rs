@@ -252,7 +252,7 @@ impl Effort {
                 rounds: 4,
                 ridges: true,
                 finalists: 4,
-                dearer: 2.0,
+                dearer: 3.0,
             },
         }
     }
