@@ -88,7 +88,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, watch: Watch) -> 
             options.bound.zip(samples.as_mut()).map(|(b, s)| hold_out(b, s, options)).transpose()?;
         let known = known.as_ref();
         let samples = samples.as_ref();
-        let job = Job { samples, known, held_out, target: &target, options, may_end_early: true, watch };
+        let job = Job::new(samples, &target, options, watch);
+        let job = Job { known, held_out, may_end_early: true, ..job };
         let quantized = job.run(&original, &mut model, mode)?;
         if quantized.is_nothing() && !lowered {
             return as_it_was(input, output, report, "nothing is left to quantize");

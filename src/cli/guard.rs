@@ -23,7 +23,8 @@ const INTERRUPTED: i32 = 130;
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 /// Runs the command. A panic, which would be a bug of ours, becomes one line and exit code 1; an interrupt or the end of
-/// the time leaves no temporary file behind. The first interrupt of work that has something worth keeping makes it keep that.
+/// the time leaves no temporary file behind. The first interrupt of work that has something worth keeping makes it keep
+/// that.
 pub fn guarded(work: impl FnOnce() -> ExitCode + Send + 'static) -> ExitCode {
     panic::set_hook(Box::new(remember));
     let interrupt = || match budget::end_early() {

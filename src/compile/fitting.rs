@@ -8,7 +8,7 @@ use super::job::{Job, Prepared};
 use super::refine::{self, Refine};
 use crate::budget;
 use crate::error::{Error, Fault};
-use crate::ir::{DType, Graph, NodeId, Rule, Tensor};
+use crate::ir::{Graph, NodeId, Rule, Tensor};
 use crate::options::Tuning;
 use crate::quantize::candidate::Candidate;
 use crate::quantize::{Plan, insert};
@@ -53,6 +53,8 @@ pub struct Fitted {
     pub graph: Graph,
     /// What was done.
     pub quantized: Quantized,
+    /// The steps that led to the plan.
+    steps: Vec<Step>,
 }
 
 impl Fitting<'_> {
@@ -73,7 +75,7 @@ impl Fitting<'_> {
             }
         }
         let best = best.ok_or_else(|| Fault::new("there is no plan").at("quantization"))?.1;
-        match self.exam.filter(|_| self.job.target.storage.weight == DType::I4) {
+        match self.exam.filter(|_| self.job.target.storage.has_four_bits()) {
             Some(exam) if !exam.mark(&best.graph)?.met => self.widened(best, exam, &found.weights),
             _ => Ok(best),
         }
@@ -84,7 +86,7 @@ impl Fitting<'_> {
         let calibration = &self.ready.calibration;
         let problem = calibration.problem.as_ref();
         let mut quantized = Quantized::plan(self.reference, &plan, &calibration.seen, problem);
-        quantized.steps = steps;
+        quantized.steps.clone_from(&steps);
         let mut graph = self.reference.clone();
         insert::insert(&mut graph, &plan);
         let before = self.exam.map(|_| graph.clone());
@@ -95,7 +97,7 @@ impl Fitting<'_> {
         if let Some(refine) = self.refine.filter(|_| !quantized.nodes.is_empty()) {
             refine.fit(self.steps, &plan, &mut graph, &mut quantized)?;
         }
-        Ok(Fitted { plan, graph, quantized })
+        Ok(Fitted { plan, graph, quantized, steps })
     }
 
     /// Gives eight bits to the weights that bring most noise for their size, to as few as keep the bound: half as many are
@@ -103,13 +105,14 @@ impl Fitting<'_> {
     fn widened(&self, narrow: Fitted, exam: &Exam, noise: &BTreeMap<NodeId, f64>) -> Result<Fitted, Error> {
         let started = Instant::now();
         let order = by_noise_for_size(self.reference, &narrow.plan, noise);
-        let steps = narrow.quantized.steps.iter().take_while(|step| step.name != "rounding");
-        let steps: Vec<Step> = steps.cloned().collect();
+        if order.is_empty() {
+            return Ok(narrow);
+        }
         let first = |count: usize| {
             let mut plan = narrow.plan.clone();
             plan.wide.extend(&order[..count]);
             self.job.solve_constants(self.reference, &mut plan, self.ready)?;
-            self.fit(plan, steps.clone())
+            self.fit(plan, narrow.steps.clone())
         };
         let (mut few, mut enough) = (0, order.len());
         let mut kept = first(enough)?;
@@ -131,14 +134,15 @@ impl Fitting<'_> {
     }
 }
 
-/// The nodes with weights, those first whose weight brings most noise for its size.
+/// The nodes with weights of four bits, those first whose weight brings most noise for its size.
 fn by_noise_for_size(graph: &Graph, plan: &Plan, noise: &BTreeMap<NodeId, f64>) -> Vec<NodeId> {
     let loudness = |(&id, c): (&NodeId, &Candidate)| {
         let Rule::Contraction { weight, .. } = c.rule else { return None };
         let size = graph.constant_input(id, weight).map(Tensor::len)?;
         Some((noise.get(&id).copied().unwrap_or_default() / size.max(1) as f64, id))
     };
-    let mut order: Vec<(f64, NodeId)> = plan.placement.integer.iter().filter_map(loudness).collect();
+    let nodes = plan.placement.integer.iter().filter(|(id, _)| !plan.wide.contains(id));
+    let mut order: Vec<(f64, NodeId)> = nodes.filter_map(loudness).collect();
     order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     order.into_iter().map(|(_, id)| id).collect()
 }

@@ -67,7 +67,17 @@ pub struct Prepared {
     pub weights: weights::Memo,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// Without knowledge of other tools, without a bound, and not to be ended early.
+    pub fn new(
+        samples: Option<&'a Samples>,
+        target: &'a Target,
+        options: &'a Options,
+        watch: Watch<'a>,
+    ) -> Self {
+        Self { samples, known: None, held_out: None, target, options, may_end_early: false, watch }
+    }
+
     /// Quantizes the model, whose main graph was `source` when it was read, in this mode.
     pub fn run(&self, source: &Graph, model: &mut Model, mode: Mode) -> Result<Quantized, Error> {
         let half = self.options.half(mode);
@@ -257,7 +267,8 @@ impl Job<'_> {
         let mut plan =
             Plan::solve(graph, placement, seen, choices, self.calibrator(), (target, &ready.weights))
                 .map_err(|f| f.at("solving scales and zero points"))?;
-        let wide = |id: &NodeId| self.options.pins.is_wide(&node_label(graph, *id));
+        let four = target.storage.has_four_bits();
+        let wide = |id: &NodeId| four && self.options.pins.is_wide(&node_label(graph, *id));
         plan.wide = plan.placement.integer.keys().copied().filter(wide).collect();
         if plan.wide.is_empty() {
             target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
@@ -411,7 +422,7 @@ impl Job<'_> {
             refine: refine.as_ref(),
             exam: exam.as_ref(),
         };
-        let Fitted { plan, graph: fitted, mut quantized } = fitting.best(plans)?;
+        let Fitted { plan, graph: fitted, mut quantized, .. } = fitting.best(plans)?;
         *graph = fitted;
         quantized.smoothed = ready.smoothed;
         quantized.warnings.extend(options.pins.idle(&reference));

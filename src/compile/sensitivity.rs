@@ -59,15 +59,7 @@ pub fn sensitivity(input: &Path, options: &Options, watch: Watch) -> Result<Sens
     passes::run(&mut model, options.stop_after)?;
     passes::check(&model, "the passes")?;
     let graph = &mut model.graph;
-    let job = Job {
-        samples: Some(&samples),
-        known: None,
-        held_out: None,
-        target: &target,
-        options,
-        may_end_early: false,
-        watch,
-    };
+    let job = Job::new(Some(&samples), &target, options, watch);
     let ready = job.prepare(graph)?;
     let judge = Judge::new(graph, &samples, options.budget.judging)?;
     let measured = job.measure(graph, &ready, &judge, true)?;

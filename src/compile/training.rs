@@ -114,15 +114,7 @@ fn post_training(input: &Path, options: &Options, watch: Watch) -> Result<Start,
     report.passes(passes::run(&mut model, options.stop_after)?);
     passes::check(&model, "the passes")?;
     report.samples(&samples);
-    let job = Job {
-        samples: Some(&samples),
-        known: None,
-        held_out: None,
-        target: &target,
-        options,
-        may_end_early: false,
-        watch,
-    };
+    let job = Job::new(Some(&samples), &target, options, watch);
     let (quantized, reference) = job.integers(&mut model.graph)?;
     report.quantized(quantized);
     Ok(Start { report, provenance, original, reference, model, samples })

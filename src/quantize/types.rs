@@ -75,6 +75,11 @@ impl Types {
 const DTYPES: [DType; 5] = [DType::U8, DType::I8, DType::U16, DType::I16, DType::I4];
 
 impl Storage {
+    /// Do weights have four bits, of which some may get eight?
+    pub fn has_four_bits(self) -> bool {
+        self.weight == DType::I4
+    }
+
     /// The least opset that has them.
     pub fn opset(self) -> i64 {
         let eight = |dtype| matches!(dtype, DType::U8 | DType::I8);

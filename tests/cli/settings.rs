@@ -33,6 +33,10 @@ fn what_is_typed_wins_over_the_file() {
     compile("[[node]]\nname = '*'\nweight = 's8'", &four).code(0);
     let weights = report()["quantized"]["weights"].clone();
     assert!(weights.as_array().unwrap().iter().all(|w| w["dtype"] == "int8"), "{weights}");
+    let unsigned = ["--effort", "fast", "--target", "qnn-htp", "--weight", "u8"];
+    compile("[[node]]\nname = '*'\nweight = 's8'", &unsigned).code(0);
+    let weights = report()["quantized"]["weights"].clone();
+    assert!(weights.as_array().unwrap().iter().all(|w| w["dtype"] == "uint8"), "{weights}");
     compile("[[node]]\nname = '*'\nweight = 's16'", &[]).code(1).says(&["s8"]);
     compile("[[node]]\nname = '*'", &[]).code(1).says(&["neither `float` nor `weight`"]);
     compile("[[value]]\nname = '*'\nrange = [-64.0, 63.5]", &["--steps", "none"]).code(0);
