@@ -210,7 +210,7 @@ impl<'a> Job<'a> {
         let Self { target, options, watch, .. } = *self;
         let steps = self.steps();
         let smoothed = match self.samples.filter(|_| steps.contains(&Tuning::Smoothing)) {
-            Some(samples) => smooth(graph, samples, target.weight_limit)?,
+            Some(samples) => smooth(graph, samples, target.form())?,
             None => Vec::new(),
         };
         let values = if steps.contains(&Tuning::TradeOff) { interesting(graph) } else { watched(graph) };

@@ -22,6 +22,7 @@ use crate::kernels::requantize::fake_quantize_slice;
 use crate::ops::gemm::Gemm;
 use crate::ops::quantize::Dequantize;
 use crate::passes::node;
+use crate::quantize::weights::Form;
 
 /// Samples that are run.
 const SAMPLES: usize = 16;
@@ -47,9 +48,8 @@ struct Seen {
     rows: Vec<f32>,
 }
 
-/// Smooths every input of matrices that gains by it when weights become integers of at most this magnitude; the names of
-/// those values.
-pub fn smooth(graph: &mut Graph, samples: &Samples, limit: i32) -> Result<Vec<String>, Error> {
+/// Smooths every input of matrices that gains by it when weights become integers of this form; the names of those values.
+pub fn smooth(graph: &mut Graph, samples: &Samples, form: Form) -> Result<Vec<String>, Error> {
     let readers = readers(graph);
     if readers.is_empty() {
         return Ok(Vec::new());
@@ -58,7 +58,7 @@ pub fn smooth(graph: &mut Graph, samples: &Samples, limit: i32) -> Result<Vec<St
     let factors: Vec<Option<Vec<f32>>> = readers
         .par_iter()
         .zip(&seen)
-        .map(|(reader, seen)| choose(graph, reader, seen, limit))
+        .map(|(reader, seen)| choose(graph, reader, seen, form))
         .collect::<Result<_, Fault>>()
         .map_err(|f| f.at("smoothing"))?;
     let mut names = Vec::new();
@@ -137,13 +137,15 @@ fn look(graph: &Graph, readers: &[Reader], samples: &Samples) -> Result<Vec<Seen
     Ok(total)
 }
 
-/// The weights of all matrices side by side: one row for each input channel.
-fn stacked(graph: &Graph, reader: &Reader) -> Result<(Vec<f32>, usize), Fault> {
+/// The weights of all matrices side by side: one row for each input channel; and how wide each matrix is.
+fn stacked(graph: &Graph, reader: &Reader) -> Result<(Vec<f32>, Vec<usize>), Fault> {
     let mut columns: Vec<Vec<f32>> = vec![Vec::new(); reader.depth];
+    let mut widths = Vec::new();
     for &(_, weight, by_row) in &reader.matrices {
         let array = graph.constant(weight).ok_or("the weight is missing")?.array()?;
         let values = array.slice::<f32>()?;
         let channels = values.len() / reader.depth;
+        widths.push(channels);
         for (k, row) in columns.iter_mut().enumerate() {
             match by_row {
                 true => row.extend((0..channels).map(|c| values[c * reader.depth + k])),
@@ -151,20 +153,19 @@ fn stacked(graph: &Graph, reader: &Reader) -> Result<(Vec<f32>, usize), Fault> {
             }
         }
     }
-    let width = columns[0].len();
-    Ok((columns.concat(), width))
+    Ok((columns.concat(), widths))
 }
 
 /// The factors that lose least, if any lose clearly less than none.
-fn choose(graph: &Graph, reader: &Reader, seen: &Seen, limit: i32) -> Result<Option<Vec<f32>>, Fault> {
+fn choose(graph: &Graph, reader: &Reader, seen: &Seen, form: Form) -> Result<Option<Vec<f32>>, Fault> {
     if seen.rows.is_empty() || seen.largest.len() != reader.depth || !seen.rows.iter().all(|x| x.is_finite())
     {
         return Ok(None);
     }
-    let (weights, width) = stacked(graph, reader)?;
+    let (weights, widths) = stacked(graph, reader)?;
     let by_row = |row: &[f32]| row.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let loudest: Vec<f32> = weights.chunks(width).map(by_row).collect();
-    let problem = Problem { rows: &seen.rows, weights: &weights, depth: reader.depth, width, limit };
+    let loudest: Vec<f32> = weights.chunks_exact(widths.iter().sum()).map(by_row).collect();
+    let problem = Problem { rows: &seen.rows, weights: &weights, depth: reader.depth, widths: &widths, form };
     let exact = problem.products(&seen.rows, &weights);
     let plain = problem.error(&vec![1.0; reader.depth], &seen.largest, &exact);
     let mut best = (plain * WORTHWHILE, None);
@@ -186,17 +187,22 @@ struct Problem<'a> {
     rows: &'a [f32],
     weights: &'a [f32],
     depth: usize,
-    width: usize,
-    /// The largest integer of a weight.
-    limit: i32,
+    /// How many columns of the weights belong to each matrix.
+    widths: &'a [usize],
+    form: Form,
 }
 
 impl Problem<'_> {
+    /// Output channels of all matrices.
+    fn width(&self) -> usize {
+        self.widths.iter().sum()
+    }
+
     fn products(&self, rows: &[f32], weights: &[f32]) -> Vec<f32> {
-        let size = Size { m: rows.len() / self.depth, n: self.width, k: self.depth };
+        let size = Size { m: rows.len() / self.depth, n: self.width(), k: self.depth };
         let mut out = vec![0.0; size.m * size.n];
-        let (a, b) = (Mat::rows(rows, self.depth), Mat::rows(weights, self.width));
-        gemm(size, 1.0, a, b, 0.0, MatMut::rows(&mut out, self.width));
+        let (a, b) = (Mat::rows(rows, self.depth), Mat::rows(weights, size.n));
+        gemm(size, 1.0, a, b, 0.0, MatMut::rows(&mut out, size.n));
         out
     }
 
@@ -210,24 +216,34 @@ impl Problem<'_> {
         let params = QuantParams::asymmetric(if low < 0.0 { -reach } else { 0.0 }, reach, DType::U8);
         fake_quantize_slice(&mut rows, params.scale, params.zero_point, 0, 255);
         let mut weights: Vec<f32> = self.weights.to_vec();
-        let rows_of = weights.chunks_mut(self.width).zip(factors);
+        let width = self.width();
+        let rows_of = weights.chunks_exact_mut(width).zip(factors);
         rows_of.for_each(|(row, s)| row.iter_mut().for_each(|w| *w *= s));
-        for column in 0..self.width {
-            let of = |k: usize| k * self.width + column;
-            let largest = (0..self.depth).fold(0f32, |m, k| m.max(weights[of(k)].abs()));
-            let scale = largest / self.limit as f32;
-            if scale > 0.0 {
-                (0..self.depth).for_each(|k| weights[of(k)] = round(weights[of(k)] / scale) * scale);
+        let mut reach = vec![0f32; width];
+        for row in weights.chunks_exact(width) {
+            reach.iter_mut().zip(row).for_each(|(reach, w)| *reach = reach.max(w.abs()));
+        }
+        if !self.form.by_channel {
+            let mut rest = reach.as_mut_slice();
+            for &width in self.widths {
+                let (own, others) = rest.split_at_mut(width);
+                own.fill(own.iter().fold(0f32, |a, b| a.max(*b)));
+                rest = others;
             }
+        }
+        let scales: Vec<f32> = reach.iter().map(|reach| reach / self.form.limit as f32).collect();
+        for row in weights.chunks_exact_mut(width) {
+            let steps = row.iter_mut().zip(&scales).filter(|(_, scale)| **scale > 0.0);
+            steps.for_each(|(w, scale)| *w = round(*w / scale) * scale);
         }
         let found = self.products(&rows, &weights);
         let power = |row: &[f32]| row.iter().map(|y| f64::from(*y) * f64::from(*y)).sum::<f64>();
-        let mean = power(exact) / (exact.len() / self.width).max(1) as f64;
+        let mean = power(exact) / (exact.len() / width).max(1) as f64;
         let row = |(a, b): (&[f32], &[f32])| {
             let error: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum();
             error / (power(a) + mean).max(f64::MIN_POSITIVE)
         };
-        exact.chunks(self.width).zip(found.chunks(self.width)).map(row).sum()
+        exact.chunks_exact(width).zip(found.chunks_exact(width)).map(row).sum()
     }
 }
 

@@ -61,13 +61,35 @@ fn coarse_weights_gain_less() {
     let loud = |k: usize| if k == 0 { 40.0 } else { 1.0 };
     let value = |i: usize| loud(i % 6) * (((i * 7919) % 2003) as f32 / 1001.5 - 1.0);
     let seen = Seen { largest: (0..6).map(loud).collect(), rows: (0..6 * 200).map(value).collect() };
-    let (weights, width) = stacked(&graph, reader).unwrap();
+    let (weights, widths) = stacked(&graph, reader).unwrap();
+    let form = |limit| Form { limit, by_channel: true, pairs: false };
     let gain = |limit: i32| {
-        let problem = Problem { rows: &seen.rows, weights: &weights, depth: reader.depth, width, limit };
+        let (depth, form) = (reader.depth, form(limit));
+        let problem = Problem { rows: &seen.rows, weights: &weights, depth, widths: &widths, form };
         let exact = problem.products(&seen.rows, &weights);
         let error = |first: f32| problem.error(&[first, 1.0, 1.0, 1.0, 1.0, 1.0], &seen.largest, &exact);
         error(10.0) / error(1.0)
     };
     assert!(gain(127) < WORTHWHILE && gain(7) > 1.5 * gain(127), "{} {}", gain(127), gain(7));
-    assert!(choose(&graph, reader, &seen, 127).unwrap().is_some());
+    assert!(choose(&graph, reader, &seen, form(127)).unwrap().is_some());
+}
+
+#[test]
+fn a_loud_output_channel_is_counted_where_others_share_its_scale() {
+    let graph = graph("a = MatMul (x, w) b = MatMul (x, v) y = Add (a, b)");
+    let value = |i: usize| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0;
+    let rows: Vec<f32> = (0..6 * 200).map(value).collect();
+    let (mut weights, widths) = stacked(&graph, &readers(&graph)[0]).unwrap();
+    assert_eq!(widths, [3, 3]);
+    // The first output channel of the first matrix.
+    weights.iter_mut().step_by(6).for_each(|w| *w *= 4.0);
+    let error = |widths: &[usize], by_channel| {
+        let form = Form { limit: 7, by_channel, pairs: false };
+        let problem = Problem { rows: &rows, weights: &weights, depth: 6, widths, form };
+        problem.error(&[1.0; 6], &[1.0; 6], &problem.products(&rows, &weights))
+    };
+    let (by_channel, by_matrix, one_matrix) =
+        (error(&widths, true), error(&widths, false), error(&[6], false));
+    assert!(by_matrix > 2.0 * by_channel, "{by_matrix} {by_channel}");
+    assert!(one_matrix > 1.5 * by_matrix, "{one_matrix} {by_matrix}");
 }
