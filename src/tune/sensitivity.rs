@@ -36,6 +36,8 @@ const RUNS_A_SAMPLE: f64 = 0.5;
 const SMALL: f64 = 0.3;
 /// Nor is one that brings more than this noise over signal to the outputs.
 const LOUD: f64 = 0.01;
+/// What brings more than so many times the noise of another is worse, however roughly gradients tell.
+const CLEARLY: f64 = 4.0;
 /// At most so many bytes of values of several samples are kept at a time.
 const KEPT: u64 = 512 << 20;
 /// Ranges that differ by less than this share are not worth telling apart.
@@ -280,15 +282,26 @@ impl Subject<'_> {
 }
 
 /// Which trials must be run: those of which gradients do not tell enough. All of a value's are, if one of them is, for
-/// what they bring is to be compared.
+/// what they bring is to be compared; but not what is clearly worse than the best of them by all that gradients tell.
 fn untold(trials: &[Trial], told: &[Option<Estimate>]) -> Vec<bool> {
+    let ratio = |index: usize| told.get(index)?.as_ref().map(|e| e.ratio).filter(|ratio| ratio.is_finite());
+    let mut least: BTreeMap<_, Option<f64>> = BTreeMap::new();
+    for (index, trial) in trials.iter().enumerate() {
+        let least = least.entry(trial.unit()).or_insert(Some(f64::INFINITY));
+        *least = least.zip(ratio(index)).map(|(a, b)| a.min(b));
+    }
+    let may_be_best = |(index, trial): (usize, &Trial)| {
+        let least = least.get(&trial.unit()).copied().flatten();
+        least.zip(ratio(index)).is_none_or(|(least, ratio)| ratio <= CLEARLY * least)
+    };
     let tells = |index: usize| {
         let told = told.get(index).and_then(Option::as_ref);
         told.is_some_and(|e| e.own <= SMALL && e.ratio <= LOUD)
     };
-    let open = trials.iter().enumerate().filter(|(index, _)| !tells(*index));
+    let open =
+        trials.iter().enumerate().filter(|&(index, trial)| !tells(index) && may_be_best((index, trial)));
     let open: BTreeSet<_> = open.map(|(_, trial)| trial.unit()).collect();
-    trials.iter().map(|trial| open.contains(&trial.unit())).collect()
+    trials.iter().enumerate().map(|both| open.contains(&both.1.unit()) && may_be_best(both)).collect()
 }
 
 /// Half of what values do is of no use: if work is to end early, this is a fault.
@@ -336,5 +349,9 @@ mod tests {
         let some = [quiet, quiet, None, quiet, told(1e-9, 0.4), quiet, told(f64::NAN, 0.0), quiet];
         assert_eq!(untold(&trials, &some), both([false, true, true, true]));
         assert_eq!(untold(&trials, &[]), both([true; 4]));
+        // What is clearly worse than what is told, or than what is run, is not run.
+        let (bad, worse) = (told(0.02, 0.8), told(0.2, 0.8));
+        let found = untold(&trials, &[quiet, bad, bad, worse, worse, bad, bad, bad]);
+        assert_eq!(found, [false, false, true, false, false, true, true, true]);
     }
 }
