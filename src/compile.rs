@@ -2,6 +2,7 @@
 
 mod fitting;
 mod job;
+mod modes;
 mod refine;
 mod sensitivity;
 pub mod table;
@@ -181,10 +182,11 @@ fn labels(path: &Path, samples: &Samples) -> Result<Vec<Vec<usize>>, Error> {
 /// The least opset that the mode needs of this model.
 fn opset(model: &Model, mode: Mode, options: &Options, target: &Target) -> i64 {
     let half = options.half(mode).map_or(0, |half| half::opset(model, &half));
+    let may_widen = options.bound.is_some() || options.pins.nodes.iter().any(|pin| pin.activation.is_some());
     match mode {
         Mode::WeightOnly if options.blocked.is_some() => 21,
         // The pairs around integers have scales of their own, which half precision has from 19 on.
-        Mode::Static => target.storage.opset().max(if half > 0 { half.max(19) } else { 0 }),
+        Mode::Static => target.storage.opset(may_widen).max(if half > 0 { half.max(19) } else { 0 }),
         _ => half,
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use wildmatch::WildMatch;
 
-use crate::calibrate::config::{Least, NodePin, Recipe, ValuePin};
+use crate::calibrate::config::{Least, NodePin, Recipe, ValuePin, Wide};
 use crate::calibrate::threshold::Calibrator;
 use crate::interpret::node_label;
 use crate::ir::{DType, Graph};
@@ -98,6 +98,13 @@ impl Pins {
         self.nodes.iter().any(fits)
     }
 
+    /// The type of the activations of a node that is called so, if that is decided; of several the last.
+    pub fn activation(&self, node: &str) -> Option<DType> {
+        let fits = |pin: &&NodePin| pin.activation.is_some() && WildMatch::new(&pin.name).matches(node);
+        let pin = self.nodes.iter().rev().find(fits)?;
+        pin.activation.map(|wide| if wide == Wide::U16 { DType::U16 } else { DType::I16 })
+    }
+
     /// What is said of those that fit no node or value of this graph.
     pub fn idle(&self, graph: &Graph) -> Vec<String> {
         let nodes: Vec<String> = graph.nodes().map(|id| node_label(graph, id)).collect();
@@ -114,7 +121,11 @@ impl Pins {
         let kind = |float| if float { " float" } else { " integer" };
         let node = |p: &NodePin| {
             let weight = p.weight.map_or("", |Least::S8| " weight s8");
-            format!("[[node]] {}{}{weight}", p.name, p.float.map_or("", kind))
+            let activation = p.activation.map_or("", |wide| match wide {
+                Wide::U16 => " activation u16",
+                Wide::S16 => " activation s16",
+            });
+            format!("[[node]] {}{}{weight}{activation}", p.name, p.float.map_or("", kind))
         };
         let nodes = self.nodes.iter().map(node);
         nodes.chain(self.values.iter().map(|p| format!("[[value]] {} {:?}", p.name, p.range))).collect()

@@ -110,6 +110,8 @@ pub struct Report {
 pub struct Quantized {
     /// Nodes in integers (static) or with integer weights (weight-only).
     pub nodes: Vec<String>,
+    /// Those of them that read and write activations of more bits than the others.
+    pub wide: Vec<String>,
     /// Beside those, nodes that compute in float with integer weights (dynamic).
     pub stored: Vec<String>,
     /// Nodes with arithmetic that stayed float, and why.
@@ -162,8 +164,12 @@ impl Quantized {
             activations: plan
                 .activations
                 .iter()
-                .map(|(&v, a)| Activation::new((graph.name(v), graph.name(a.group)), a, seen.get(v)))
+                .map(|(&v, a)| {
+                    let names = (graph.name(v), graph.name(a.group));
+                    Activation::new(names, a, plan.written(graph, v).unwrap_or(a.params), seen.get(v))
+                })
                 .collect(),
+            wide: plan.wide_activations.iter().filter(counts).map(name).collect(),
             layers: Vec::new(),
             smoothed: Vec::new(),
             corrected: Vec::new(),

@@ -13,7 +13,7 @@ use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType, ValueId};
 use qonnx::onnx::{External, emit, import, text};
 use qonnx::quantize::candidate::{Candidates, Filter, watched};
 use qonnx::quantize::weights::Memo;
-use qonnx::quantize::{Plan, Target, insert, placement, plan};
+use qonnx::quantize::{Plan, Target, Types, insert, placement, plan};
 use qonnx::report::Quantized;
 use qonnx::{onnx, passes};
 
@@ -58,6 +58,11 @@ fn outputs(graph: &Graph, seed: u64) -> Vec<Option<Vec<f32>>> {
 }
 
 fn quantize(model: &mut Model, target: &Target) -> String {
+    quantize_with(model, target, &|_, _| ())
+}
+
+/// The same with a plan that `change` had a hand in.
+fn quantize_with(model: &mut Model, target: &Target, change: &dyn Fn(&Graph, &mut Plan)) -> String {
     let graph = &mut model.graph;
     let program = Program::new(graph).unwrap();
     let mut seen = Observers::watching(watched(graph));
@@ -81,7 +86,8 @@ fn quantize(model: &mut Model, target: &Target) -> String {
     );
     let mut plan =
         Plan::solve(graph, placed, &seen, &choices, Calibrator::MinMax, (target, &Memo::default())).unwrap();
-    target.storage.apply(graph, &mut plan, target).unwrap();
+    change(graph, &mut plan);
+    target.storage.apply(graph, &mut plan, (target, &Memo::default())).unwrap();
     let facts = Quantized::plan(graph, &plan, &seen, None);
     insert::insert(graph, &plan);
     let mut text = String::new();
@@ -130,6 +136,65 @@ fn decisions() {
         insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!(name, text);
         });
+    }
+}
+
+/// Every second node reads and writes 16 bits: what goes from one width to the other is converted in front of its reader.
+#[test]
+fn activations_of_two_widths() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (name, beside) in [("inverted_residual", "qnn-htp"), ("attention", "integer-only")] {
+        let source = std::fs::read_to_string(root.join(format!("{name}.onnxtxt"))).unwrap();
+        let mut model = import(text::parse(&source).unwrap(), &|_| Err("no external data".into())).unwrap();
+        passes::upgrade(&mut model, 21).unwrap();
+        passes::run(&mut model, None).unwrap();
+        let float = model.graph.clone();
+        let mut target = Target::named(beside).unwrap();
+        Types::default().settle(&mut target).unwrap();
+        let facts = quantize_with(&mut model, &target, &|_, plan| {
+            let nodes: Vec<_> = plan.placement.integer.keys().copied().step_by(2).collect();
+            let (before, count) = (plan.placement.time, nodes.len());
+            plan.widen(nodes, 2.0);
+            assert!(plan.wide_activations.len() >= count && plan.placement.time > before);
+        });
+        passes::check(&model, beside).unwrap();
+        for (a, b) in outputs(&float, 1).into_iter().zip(outputs(&model.graph, 1)) {
+            let (Some(a), Some(b)) = (a, b) else { panic!("{name} cannot be run") };
+            let signal: f32 = a.iter().map(|x| x * x).sum();
+            let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
+            assert!(noise < 0.02 * signal, "{name}: noise {noise}, signal {signal}");
+        }
+        let text = facts
+            + "\n"
+            + &onnx::text::print(&emit(&model, External::Keep).unwrap(), onnx::text::Detail::Digest);
+        insta::with_settings!({ snapshot_path => "golden/targets", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(format!("{beside}-two-widths"), text);
+        });
+    }
+}
+
+/// With 16 bits, ranges are a little wider than what was seen, but not beyond a clamp that the quantizer stands for.
+#[test]
+fn wide_activations_end_where_their_clamp_does() {
+    let source = r#"<ir_version: 8, opset_import: ["" : 21]>
+        g (float[1,8] x) => (float[1,8] y) <float[8,8] w = random(1, -4, 4), float[8,8] v = random(2, -1, 1),
+            float low = {0}, float high = {6}> {
+          m = Gemm (x, w)
+          c = Clip (m, low, high)
+          y = Gemm (c, v)
+        }"#;
+    let mut model = import(text::parse(source).unwrap(), &|_| Err("none".into())).unwrap();
+    passes::run(&mut model, None).unwrap();
+    let float = model.graph.clone();
+    let mut target = Target::named("integer-only").unwrap();
+    Types { activation: Some(DType::I16), ..Types::default() }.settle(&mut target).unwrap();
+    let facts = quantize(&mut model, &target);
+    let clamped = facts.lines().find(|line| line.starts_with("value    c ")).unwrap();
+    assert!(clamped.contains("scale 0.00009 zero -32768"), "{clamped}");
+    for (a, b) in outputs(&float, 1).into_iter().zip(outputs(&model.graph, 1)) {
+        let (Some(a), Some(b)) = (a, b) else { panic!("it cannot be run") };
+        let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
+        assert!(noise < 1e-3 * a.iter().map(|x| x * x).sum::<f32>(), "{a:?} {b:?}");
     }
 }
 

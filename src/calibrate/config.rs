@@ -63,6 +63,8 @@ pub struct NodePin {
     pub float: Option<bool>,
     /// What their weights are at least, where weights become integers of fewer bits.
     pub weight: Option<Least>,
+    /// The type of their activations, where the target has that beside the usual one.
+    pub activation: Option<Wide>,
 }
 
 /// The type of a weight, where it is not left to the target.
@@ -71,6 +73,16 @@ pub struct NodePin {
 pub enum Least {
     /// 8 bits.
     S8,
+}
+
+/// A type of activations with more bits than the usual one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wide {
+    /// 16 bits, unsigned.
+    U16,
+    /// 16 bits, signed.
+    S16,
 }
 
 /// What is decided for the values whose names fit a pattern.
@@ -169,8 +181,10 @@ impl Config {
         if let Some(recipe) = &config.preprocess {
             recipe.check()?;
         }
-        if let Some(pin) = config.node.iter().find(|pin| pin.float.is_none() && pin.weight.is_none()) {
-            fail!("[[node]] `{}`: it says neither `float` nor `weight`", pin.name);
+        let says_nothing =
+            |pin: &&NodePin| pin.float.is_none() && pin.weight.is_none() && pin.activation.is_none();
+        if let Some(pin) = config.node.iter().find(says_nothing) {
+            fail!("[[node]] `{}`: it says neither `float`, `weight` nor `activation`", pin.name);
         }
         for pin in &config.value {
             let [low, high] = pin.range;

@@ -1,5 +1,6 @@
 //! From plans to a quantized graph: weights are fitted to every plan that is worth it, and what costs least then is taken.
-//! Where weights of fewer than eight bits break the bound that the result must keep, as few of them as it takes get eight.
+//! Where weights of four bits, or activations of eight, break the bound that the result must keep, as few of them as it
+//! takes get more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -8,9 +9,10 @@ use super::job::{Job, Prepared};
 use super::refine::{self, Refine};
 use crate::budget;
 use crate::error::{Error, Fault};
-use crate::ir::{Graph, NodeId, Rule, Tensor};
+use crate::ir::{Graph, NodeId, Rule, Tensor, ValueId};
 use crate::options::Tuning;
 use crate::quantize::candidate::Candidate;
+use crate::quantize::placement::Noise;
 use crate::quantize::{Plan, insert};
 use crate::report::Quantized;
 use crate::tune::goal::Exam;
@@ -21,9 +23,12 @@ use crate::tune::{Judge, Step};
 pub struct Plans {
     /// The best one first, and how each was arrived at.
     pub plans: Vec<(Plan, Option<Step>)>,
-    /// What the weight of each node does to the outputs, as far as it is known: noise over signal.
-    pub weights: BTreeMap<NodeId, f64>,
+    /// What each value and each weight does to the outputs, as far as it is known: noise over signal.
+    pub noise: Noise,
 }
+
+/// Gives more bits to the first so many things of a plan.
+type Widen<'a> = &'a dyn Fn(&mut Plan, usize);
 
 /// What weights are fitted with.
 pub struct Fitting<'a> {
@@ -75,10 +80,15 @@ impl Fitting<'_> {
             }
         }
         let best = best.ok_or_else(|| Fault::new("there is no plan").at("quantization"))?.1;
-        match self.exam.filter(|_| self.job.target.storage.has_four_bits()) {
-            Some(exam) if !exam.mark(&best.graph)?.met => self.widened(best, exam, &found.weights),
-            _ => Ok(best),
+        let (mut best, storage) = (best, self.job.target.storage);
+        let Some(exam) = self.exam else { return Ok(best) };
+        if storage.has_four_bits() && !exam.mark(&best.graph)?.met {
+            best = self.with_wider_weights(best, exam, &found.noise.weights)?;
         }
+        if storage.wider.is_some() && !exam.mark(&best.graph)?.met {
+            best = self.with_wider_activations(best, exam, &found.noise.values)?;
+        }
+        Ok(best)
     }
 
     /// Carries a plan out, after these steps.
@@ -100,21 +110,53 @@ impl Fitting<'_> {
         Ok(Fitted { plan, graph, quantized, steps })
     }
 
-    /// Gives eight bits to the weights that bring most noise for their size, to as few as keep the bound: half as many are
-    /// tried until that is known to one weight. If all of them do not keep it, all have eight.
-    fn widened(&self, narrow: Fitted, exam: &Exam, noise: &BTreeMap<NodeId, f64>) -> Result<Fitted, Error> {
-        let started = Instant::now();
+    /// Gives eight bits to the weights that bring most noise for their size.
+    fn with_wider_weights(
+        &self,
+        narrow: Fitted,
+        exam: &Exam,
+        noise: &BTreeMap<NodeId, f64>,
+    ) -> Result<Fitted, Error> {
         let order = by_noise_for_size(self.reference, &narrow.plan, noise);
-        if order.is_empty() {
+        let widen = |plan: &mut Plan, count: usize| plan.wide_weights.extend(&order[..count]);
+        self.fewest("wider weights", narrow, exam, (order.len(), &widen))
+    }
+
+    /// Gives more bits to the activations that bring most noise for the time that the operators take which read and write
+    /// them.
+    fn with_wider_activations(
+        &self,
+        narrow: Fitted,
+        exam: &Exam,
+        noise: &BTreeMap<ValueId, f64>,
+    ) -> Result<Fitted, Error> {
+        let order = by_noise_for_time(&narrow.plan, noise);
+        let time = self.job.target.wider.as_ref().map_or(1.0, |wider| wider.time);
+        let widen =
+            |plan: &mut Plan, count: usize| plan.widen(order[..count].iter().flatten().copied(), time);
+        self.fewest("wider activations", narrow, exam, (order.len(), &widen))
+    }
+
+    /// Gives more bits to as few things as keep the bound: half as many are tried until that is known to one. If all of
+    /// them do not keep it, all have them.
+    fn fewest(
+        &self,
+        name: &'static str,
+        narrow: Fitted,
+        exam: &Exam,
+        (all, widen): (usize, Widen),
+    ) -> Result<Fitted, Error> {
+        let started = Instant::now();
+        if all == 0 {
             return Ok(narrow);
         }
         let first = |count: usize| {
             let mut plan = narrow.plan.clone();
-            plan.wide.extend(&order[..count]);
+            widen(&mut plan, count);
             self.job.solve_constants(self.reference, &mut plan, self.ready)?;
             self.fit(plan, narrow.steps.clone())
         };
-        let (mut few, mut enough) = (0, order.len());
+        let (mut few, mut enough) = (0, all);
         let mut kept = first(enough)?;
         if exam.mark(&kept.graph)?.met {
             while enough - few > 1 && !budget::is_ending() {
@@ -128,7 +170,7 @@ impl Fitting<'_> {
         }
         if let Some(refine) = self.refine {
             let noise = (refine.judge.noise(&narrow.graph)?, refine.judge.noise(&kept.graph)?);
-            kept.quantized.steps.push(Step::new("wider weights", noise, true, started));
+            kept.quantized.steps.push(Step::new(name, noise, true, started));
         }
         Ok(kept)
     }
@@ -141,8 +183,30 @@ fn by_noise_for_size(graph: &Graph, plan: &Plan, noise: &BTreeMap<NodeId, f64>) 
         let size = graph.constant_input(id, weight).map(Tensor::len)?;
         Some((noise.get(&id).copied().unwrap_or_default() / size.max(1) as f64, id))
     };
-    let nodes = plan.placement.integer.iter().filter(|(id, _)| !plan.wide.contains(id));
+    let nodes = plan.placement.integer.iter().filter(|(id, _)| !plan.wide_weights.contains(id));
     let mut order: Vec<(f64, NodeId)> = nodes.filter_map(loudness).collect();
     order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     order.into_iter().map(|(_, id)| id).collect()
+}
+
+/// For each group of activations the nodes that read or write it, those first that bring most noise for their time.
+fn by_noise_for_time(plan: &Plan, noise: &BTreeMap<ValueId, f64>) -> Vec<BTreeSet<NodeId>> {
+    let mut groups: BTreeMap<ValueId, (f64, BTreeSet<NodeId>)> = BTreeMap::new();
+    for (value, activation) in &plan.activations {
+        groups.entry(activation.group).or_default().0 += noise.get(value).copied().unwrap_or_default();
+    }
+    for (&id, c) in &plan.placement.integer {
+        for activation in c.activations.iter().chain(&c.outputs).filter_map(|v| plan.activations.get(v)) {
+            groups.entry(activation.group).or_default().1.insert(id);
+        }
+    }
+    let time = |nodes: &BTreeSet<NodeId>| {
+        let costs = nodes.iter().filter_map(|id| plan.placement.integer.get(id)).map(|c| c.integer_cost);
+        costs.sum::<f64>().max(f64::MIN_POSITIVE)
+    };
+    let mut order: Vec<(f64, BTreeSet<NodeId>)> =
+        groups.into_values().map(|(noise, nodes)| (noise / time(&nodes), nodes)).collect();
+    order.retain(|(_, nodes)| !nodes.iter().all(|id| plan.wide_activations.contains(id)));
+    order.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    order.into_iter().map(|(_, nodes)| nodes).collect()
 }

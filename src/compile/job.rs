@@ -1,13 +1,13 @@
-//! The modes: each makes something else of a model whose passes have run.
+//! What a model becomes after its passes have run: the static mode, and the choice between it and [the others](super::modes).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use super::Watch;
 use super::fitting::{Fitted, Fitting, Plans};
 use super::refine::Refine;
 use super::table::{self, Known, interesting};
-use super::{Watch, distances};
 use crate::budget::{self, MayEndEarly};
 use crate::calibrate::observer::Observers;
 use crate::calibrate::read::Samples;
@@ -19,10 +19,9 @@ use crate::ir::{Graph, Model, NodeId, ValueId};
 use crate::options::{Mode, Options, Tuning};
 use crate::passes;
 use crate::quantize::candidate::{Candidates, watched};
-use crate::quantize::weight_only::blocked::Algorithm;
-use crate::quantize::weight_only::{self, Storage, Stored, gptq};
+use crate::quantize::weight_only::{self, Stored};
 use crate::quantize::{
-    Half, Plan, Target, dynamic, half, insert,
+    Plan, Target, insert,
     placement::{self, Noise},
     plan, weights,
 };
@@ -33,7 +32,7 @@ use crate::tune::sensitivity::{Measured, Subject};
 use crate::tune::shares::Shares;
 use crate::tune::smooth::smooth;
 use crate::tune::tradeoff::{Choices, Proposal, Search};
-use crate::tune::{Judge, Step, bias, moments};
+use crate::tune::{Judge, Step};
 
 /// What a mode works with.
 pub struct Job<'a> {
@@ -97,97 +96,6 @@ impl<'a> Job<'a> {
             (Mode::Dynamic, samples, _) => self.dynamic(model, samples),
             _ => self.weights(source, model),
         }
-    }
-
-    /// Integer weights in front of float arithmetic; with samples, GPTQ learns how their inputs hang together.
-    fn weights(&self, source: &Graph, model: &mut Model) -> Result<Quantized, Error> {
-        let (blocked, filter) = (self.options.blocked, &self.options.filter);
-        let grams = match (blocked.map(|b| b.algorithm), self.samples) {
-            (Some(Algorithm::Gptq), Some(samples)) => {
-                let progress = |done, total| (self.watch)("calibrating", done, total);
-                gptq::grams(&model.graph, filter, samples, &progress)?
-            }
-            _ => Vec::new(),
-        };
-        let storage = Storage::new(blocked, grams.into_iter().collect());
-        let reference = model.graph.clone();
-        let done = weight_only::quantize(&mut model.graph, filter, storage);
-        let mut quantized = Quantized::weights(done.map_err(|f| f.at("weight quantization"))?);
-        if !quantized.is_nothing() {
-            self.correct_biases((source, &reference), &mut model.graph, &mut quantized)?;
-        }
-        Ok(quantized)
-    }
-
-    /// Takes what rounded weights add to the mean of each channel off the biases: by what the statistics in the model say
-    /// of their inputs, or what the samples show, if the outputs become closer by it.
-    fn correct_biases(
-        &self,
-        (source, float): (&Graph, &Graph),
-        graph: &mut Graph,
-        done: &mut Quantized,
-    ) -> Result<(), Error> {
-        let started = Instant::now();
-        let at = |f: Fault| f.at("bias correction");
-        let Some(samples) = self.samples else {
-            let mut source = source.clone();
-            passes::infer(&mut source);
-            done.corrected = bias::correct(float, graph, &moments::expected(&source)).map_err(at)?;
-            return Ok(());
-        };
-        let progress = |step| (self.watch)("correcting", step, samples.len());
-        let means = moments::measured(float, samples, &progress)?;
-        let mut better = graph.clone();
-        let corrected = bias::correct(float, &mut better, &means).map_err(at)?;
-        if corrected.is_empty() {
-            return Ok(());
-        }
-        let judge = Judge::new(float, samples, self.options.budget.judging)?;
-        let noise = (judge.noise(graph)?, judge.noise(&better)?);
-        let kept = noise.1 < noise.0;
-        done.steps.push(Step::new(
-            "bias correction",
-            if kept { noise } else { (noise.0, noise.0) },
-            kept,
-            started,
-        ));
-        if kept {
-            *graph = better;
-            done.corrected = corrected;
-        }
-        Ok(())
-    }
-
-    /// Activations quantized as the model runs; with samples, those that 8 bits represent badly stay float, and LSTMs do
-    /// if what they do to their own state would spoil the result.
-    fn dynamic(&self, model: &mut Model, samples: Option<&Samples>) -> Result<Quantized, Error> {
-        let at = |f: Fault| f.at("dynamic quantization");
-        let (filter, target) = (&self.options.filter, self.target);
-        let noisy = samples.map(|s| dynamic::noisy(&model.graph, s)).transpose()?.unwrap_or_default();
-        let float = model.clone();
-        let mut done = dynamic::quantize(model, filter, target, &noisy, true).map_err(at)?;
-        if let Some(samples) = samples.filter(|_| dynamic::has_lstm(&model.graph)) {
-            let found = distances(&float.graph, &model.graph, samples, self.watch)?;
-            if found.iter().filter_map(|c| c.sqnr_db).any(|db| db < dynamic::LEAST_DB) {
-                *model = float;
-                done = dynamic::quantize(model, filter, target, &noisy, false).map_err(at)?;
-            }
-        }
-        Ok(Quantized::weights(done))
-    }
-
-    /// Half precision; with samples, what would leave its range stays float32.
-    fn halve(&self, model: &mut Model, half: &Half) -> Result<Quantized, Error> {
-        let ranges = match self.samples {
-            None => half::Ranges::new(),
-            Some(samples) => {
-                let steps = AtomicUsize::new(0);
-                let step = || (self.watch)("calibrating", 1 + steps.fetch_add(1, Relaxed), samples.len());
-                half::ranges(&model.graph, samples, &step)?
-            }
-        };
-        let done = half::convert(model, half, &ranges).map_err(|f| f.at("half precision"))?;
-        Ok(Quantized::half(done))
     }
 
     /// The steps of tuning that can be taken: without samples none, and none that changes the graph if it is known what
@@ -267,15 +175,31 @@ impl<'a> Job<'a> {
         let mut plan =
             Plan::solve(graph, placement, seen, choices, self.calibrator(), (target, &ready.weights))
                 .map_err(|f| f.at("solving scales and zero points"))?;
-        let four = target.storage.has_four_bits();
-        let wide = |id: &NodeId| four && self.options.pins.is_wide(&node_label(graph, *id));
-        plan.wide = plan.placement.integer.keys().copied().filter(wide).collect();
-        if plan.wide.is_empty() {
-            target.storage.apply(graph, &mut plan, target).map_err(|f| f.at("storage types"))?;
-        } else {
-            self.solve_constants(graph, &mut plan, ready)?;
-        }
+        let at = |f: Fault| f.at("storage types");
+        self.widen(graph, &mut plan).map_err(at)?;
+        target.storage.apply(graph, &mut plan, (target, &ready.weights)).map_err(at)?;
         Ok(plan)
+    }
+
+    /// Gives more bits to what the user has decided to have them.
+    fn widen(&self, graph: &Graph, plan: &mut Plan) -> Result<(), Fault> {
+        let (pins, storage, mut wide) = (&self.options.pins, self.target.storage, Vec::new());
+        for &id in plan.placement.integer.keys().filter(|_| !pins.nodes.is_empty()) {
+            let label = node_label(graph, id);
+            if storage.has_four_bits() && pins.is_wide(&label) {
+                plan.wide_weights.insert(id);
+            }
+            match pins.activation(&label) {
+                Some(wanted) if storage.wider == Some(wanted) => wide.push(id),
+                Some(wanted) => {
+                    let Target { name, .. } = self.target;
+                    crate::fail!("{name} has no {wanted} beside {} for `{label}`", storage.activation);
+                }
+                None => {}
+            }
+        }
+        plan.widen(wide, self.target.wider.as_ref().map_or(1.0, |wider| wider.time));
+        Ok(())
     }
 
     /// The ranges, with those that the user has decided in place of calibrated ones.
@@ -350,9 +274,9 @@ impl<'a> Job<'a> {
 
     /// The constants of a plan in the types that the target stores.
     pub fn solve_constants(&self, graph: &Graph, plan: &mut Plan, ready: &Prepared) -> Result<(), Error> {
-        let at = |f: Fault| f.at("storage types");
-        plan.constants = weights::solve(graph, plan, self.target, &ready.weights).map_err(at)?;
-        self.target.storage.apply(graph, plan, self.target).map_err(at)
+        let target = self.target;
+        let solved = target.storage.constants(graph, plan, (target, &ready.weights));
+        solved.map_err(|f| f.at("storage types"))
     }
 
     /// The plans worth fitting weights for. Without a judge there is one.
@@ -366,7 +290,7 @@ impl<'a> Job<'a> {
         let Some(judge) = judge else {
             let noise = plan::noise(&ready.calibration.seen, &ready.choices);
             let plan = self.solve(graph, ready, (self.target.noise_weight, &noise, &ready.choices))?;
-            return Ok(Plans { plans: vec![(plan, None)], weights: BTreeMap::new() });
+            return Ok(Plans { plans: vec![(plan, None)], noise });
         };
         // Few steps lose much until weights are fitted to them: where activations stay float is decided without.
         let target =
@@ -384,7 +308,8 @@ impl<'a> Job<'a> {
         if self.is_narrow() {
             plans.iter_mut().try_for_each(|(plan, _)| self.solve_constants(graph, plan, ready))?;
         }
-        Ok(Plans { plans, weights: measured.weights().collect() })
+        let noise = Noise { values: measured.values().collect(), weights: measured.weights().collect() };
+        Ok(Plans { plans, noise })
     }
 
     /// Weights and activations in integers, where they pay. Also returns the float graph whose weights became integers.
@@ -406,7 +331,9 @@ impl<'a> Job<'a> {
         let few = judged.filter(|s| shares.judging.len() < options.budget.judging.min(s.len()));
         let all = few.map(|samples| Judge::new(graph, samples, options.budget.judging)).transpose()?;
         let trades = all.as_ref().or(judge.as_ref()).filter(|_| steps.contains(&Tuning::TradeOff));
-        let plans = self.plans(graph, &ready, trades, exam.as_ref())?;
+        // More bits cost less than float: a bound is kept by them, if it can be.
+        let bound = exam.as_ref().filter(|_| target.storage.wider.is_none());
+        let plans = self.plans(graph, &ready, trades, bound)?;
         let reference = graph.clone();
         let refine = judge.as_ref().zip(self.samples).map(|(judge, samples)| {
             let (reference, exam, shares) = (&reference, exam.as_ref(), &shares);
@@ -422,7 +349,13 @@ impl<'a> Job<'a> {
             refine: refine.as_ref(),
             exam: exam.as_ref(),
         };
-        let Fitted { plan, graph: fitted, mut quantized, .. } = fitting.best(plans)?;
+        let mut fitted = fitting.best(plans)?;
+        if let Some(exam) = exam.as_ref().filter(|_| bound.is_none() && !budget::is_ending())
+            && !exam.mark(&fitted.graph)?.met
+        {
+            fitted = fitting.best(self.plans(graph, &ready, trades, Some(exam))?)?;
+        }
+        let Fitted { plan, graph: fitted, mut quantized, .. } = fitted;
         *graph = fitted;
         quantized.smoothed = ready.smoothed;
         quantized.warnings.extend(options.pins.idle(&reference));

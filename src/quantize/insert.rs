@@ -4,6 +4,7 @@
 //! integer world returns, be it a float operator, a graph output or a body. A value that comes from the float world
 //! keeps its float readers; only its integer readers read the pair.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::candidate::activation_slots;
@@ -25,16 +26,29 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
     for (&id, clamp) in plan.absorbed.iter().filter(|_| !plan.keeps_clamps) {
         writer.absorb(id, *clamp);
     }
-    let mut entered: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    let is_wide = |id: NodeId| plan.wide_activations.contains(&id);
+    // What reads the pair of a value that is not its own, with more bits or not.
+    let mut entered: BTreeMap<(ValueId, bool), ValueId> = BTreeMap::new();
     for (&value, activation) in &plan.activations {
         if !writer.graph.has_value(value) || follows.contains(&value) {
             continue;
         }
         let producer = writer.graph.producer(value).map(|(p, _)| p);
-        match producer.filter(|p| plan.placement.integer.contains_key(p)) {
-            Some(_) => writer.leave(value, activation),
-            None => {
-                entered.insert(value, writer.enter(value, activation));
+        let mut readers = readers(writer.graph, plan, value);
+        let own = producer.filter(|p| plan.placement.integer.contains_key(p));
+        if let Some(own) = own {
+            writer.leave(value, plan.params(own, value).unwrap_or(activation.params));
+            readers.retain(|&id| is_wide(id) != is_wide(own));
+        }
+        for id in readers {
+            let params = plan.params(id, value).unwrap_or(activation.params);
+            // A name for each pair.
+            let mut name = writer.graph.name(value).to_string();
+            if own.is_some() || is_wide(id) {
+                name = format!("{name}_{}", params.dtype);
+            }
+            if let Entry::Vacant(pair) = entered.entry((value, is_wide(id))) {
+                pair.insert(writer.enter(value, &name, params));
             }
         }
     }
@@ -44,7 +58,7 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
             continue;
         }
         for slot in activation_slots(&candidate.rule, writer.graph.node(id).inputs) {
-            if let Some(&pair) = writer.graph.input(id, slot).and_then(|v| entered.get(&v)) {
+            if let Some(&pair) = writer.graph.input(id, slot).and_then(|v| entered.get(&(v, is_wide(id)))) {
                 writer.graph.rewire(id, slot, Some(pair));
             }
         }
@@ -64,6 +78,16 @@ pub fn insert(graph: &mut Graph, plan: &Plan) {
         guarded.extend(writer.graph.output(id, 0));
     }
     guarded.into_iter().for_each(|value| writer.guard_exit(value));
+}
+
+/// The integer nodes that read the value as an activation, in their order.
+fn readers(graph: &Graph, plan: &Plan, value: ValueId) -> Vec<NodeId> {
+    let reads = |&id: &NodeId| {
+        let Some(candidate) = plan.placement.integer.get(&id) else { return false };
+        let mut slots = activation_slots(&candidate.rule, graph.node(id).inputs).into_iter();
+        slots.any(|slot| graph.input(id, slot) == Some(value))
+    };
+    graph.uses(value).into_iter().map(|u| u.node).filter(reads).collect()
 }
 
 /// The outputs of operators that must stay float (`--exclude`) where ONNX Runtime would quantize their weights itself.
@@ -169,25 +193,24 @@ impl Writer<'_> {
     }
 
     /// An integer node defines the value: its readers read the pair, under the old name.
-    fn leave(&mut self, value: ValueId, activation: &Activation) {
+    fn leave(&mut self, value: ValueId, params: QuantParams) {
         let Some((producer, slot)) = self.graph.producer(value) else { return };
         let name = self.graph.name(value).to_string();
         let ty = self.graph.ty(value).cloned();
         let raw = self.graph.add_fresh(&format!("{name}_raw"), Value { ty, ..Value::default() });
         self.graph.set_output(producer, slot, raw);
         let rank = self.graph.node(producer).rank;
-        let stored = self.pair(&name, raw, value, activation.params, rank);
+        let stored = self.pair(&name, raw, value, params, rank);
         self.stored.insert(value, stored);
     }
 
-    /// The value comes from the float world; returns what its integer readers read.
-    fn enter(&mut self, value: ValueId, activation: &Activation) -> ValueId {
-        let name = self.graph.name(value).to_string();
+    /// The value comes from the float world, or from operators on other bits; returns what its integer readers read.
+    fn enter(&mut self, value: ValueId, name: &str, params: QuantParams) -> ValueId {
         let ty = self.graph.ty(value).cloned();
         let pair = self.graph.add_fresh(&format!("{name}_dequantized"), Value { ty, ..Value::default() });
         let rank = self.graph.producer(value).map_or(0, |(p, _)| self.graph.node(p).rank);
-        let stored = self.pair(&name, value, pair, activation.params, rank);
-        self.stored.insert(value, stored);
+        let stored = self.pair(name, value, pair, params, rank);
+        self.stored.entry(value).or_insert(stored);
         pair
     }
 

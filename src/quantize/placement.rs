@@ -29,6 +29,8 @@ pub struct Placement {
     pub float: BTreeMap<NodeId, String>,
     /// Estimated time as a share of what the same nodes take in float, boundaries included.
     pub time: f64,
+    /// What the same nodes take in float, in the unit of the target's costs.
+    pub whole: f64,
     /// Elements of the weights of float nodes, as a share of all weights.
     pub float_weights: f64,
     /// Recurrent layers whose weights are better stored in integers, and what is gained by each, in float times of the
@@ -79,7 +81,7 @@ pub fn place(
             .map(|c| c.id)
             .collect();
         if lost.is_empty() {
-            placement.time = time;
+            (placement.time, placement.whole) = (time, whole(&candidates));
             let float = shares.iter().filter(|(id, _)| !integer.contains(id));
             placement.float_weights = float.map(|(_, share)| share).sum();
             for (id, found) in candidates {

@@ -23,6 +23,8 @@ use crate::ir::{DType, Graph, NodeId, QuantParams, Rule, ValueId, schedule};
 pub struct Activation {
     /// Scale, zero point and type.
     pub params: QuantParams,
+    /// The same for operators that compute on more bits, where the target has such.
+    pub wide: Option<QuantParams>,
     /// The method that chose the range (`minmax`, `fixed by the kernel`, …).
     pub why: String,
     /// Signal-to-noise ratio of rounding and clipping to expect on the calibration data, in dB.
@@ -66,7 +68,9 @@ pub struct Plan {
     /// Products with a number, each after those that it depends on.
     pub rescaled: Vec<Rescaled>,
     /// Nodes whose weights have eight bits where the target's have fewer.
-    pub wide: BTreeSet<NodeId>,
+    pub wide_weights: BTreeSet<NodeId>,
+    /// Nodes that read and write activations of more bits than the others.
+    pub wide_activations: BTreeSet<NodeId>,
 }
 
 /// A product with a number: its output has the integers of its input, at another scale.
@@ -86,7 +90,44 @@ impl Plan {
     /// The form of a node's weight.
     pub fn form(&self, target: &Target, id: NodeId) -> Form {
         let form = target.form();
-        if self.wide.contains(&id) { Form { limit: FULL, ..form } } else { form }
+        if self.wide_weights.contains(&id) { Form { limit: FULL, ..form } } else { form }
+    }
+
+    /// The parameters that a value has for a node that reads or writes it.
+    pub fn params(&self, id: NodeId, value: ValueId) -> Option<QuantParams> {
+        let activation = self.activations.get(&value)?;
+        let wide = activation.wide.filter(|_| self.wide_activations.contains(&id));
+        Some(wide.unwrap_or(activation.params))
+    }
+
+    /// The parameters that a value is first written with.
+    pub fn written(&self, graph: &Graph, value: ValueId) -> Option<QuantParams> {
+        let integer = |id: &NodeId| self.placement.integer.contains_key(id);
+        if let Some(producer) = graph.producer(value).map(|(id, _)| id).filter(integer) {
+            return self.params(producer, value);
+        }
+        let mut readers = graph.uses(value).into_iter().map(|u| u.node).filter(integer);
+        match readers.all(|id| self.wide_activations.contains(&id)) {
+            true => self.params(graph.uses(value).iter().map(|u| u.node).find(integer)?, value),
+            false => Some(self.activations.get(&value)?.params),
+        }
+    }
+
+    /// Lets nodes compute on activations of more bits, and with each the clamp that it absorbs or that absorbed it. Takes
+    /// what that costs: `time` times what they took.
+    pub fn widen(&mut self, nodes: impl IntoIterator<Item = NodeId>, time: f64) {
+        let mut nodes: BTreeSet<NodeId> = nodes.into_iter().collect();
+        for (&operator, &clamp) in &self.absorbed {
+            if nodes.contains(&operator) || nodes.contains(&clamp) {
+                nodes.extend([operator, clamp]);
+            }
+        }
+        for id in nodes {
+            let Some(candidate) = self.placement.integer.get(&id) else { continue };
+            if self.wide_activations.insert(id) && self.placement.whole > 0.0 {
+                self.placement.time += (time - 1.0) * candidate.integer_cost / self.placement.whole;
+            }
+        }
     }
 
     /// Are the same nodes integer, with the same parameters of their activations?
@@ -122,7 +163,8 @@ impl Plan {
             absorbed,
             keeps_clamps,
             rescaled,
-            wide: BTreeSet::new(),
+            wide_weights: BTreeSet::new(),
+            wide_activations: BTreeSet::new(),
         };
         plan.constants = weights::solve(graph, &plan, target, memo)?;
         Ok(plan)
@@ -270,7 +312,7 @@ fn solve_groups(
             }
         };
         for value in members {
-            solved.insert(value, Activation { params, why: why.clone(), sqnr, seen, group });
+            solved.insert(value, Activation { params, wide: None, why: why.clone(), sqnr, seen, group });
         }
     }
     solved

@@ -51,6 +51,9 @@ pub struct Target {
     /// operand is quantized.
     #[serde(default)]
     pub fused_add: bool,
+    /// Activations of more bits, which single operators may have where a bound needs it.
+    #[serde(default)]
+    pub wider: Option<Wider>,
     /// The types that were settled on.
     #[serde(skip)]
     pub storage: Storage,
@@ -79,6 +82,16 @@ pub struct Target {
     pub recurrent: Option<Recurrent>,
     /// Operators with an integer form.
     pub integer: BTreeMap<String, Cost>,
+}
+
+/// Activations of more bits beside those of the usual type.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wider {
+    /// Their type.
+    pub activation: String,
+    /// How many times as long as with the usual type an operator takes with it.
+    pub time: f64,
 }
 
 /// Nanoseconds that a recurrent layer takes for a weight.

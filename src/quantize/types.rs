@@ -1,14 +1,17 @@
 //! Storage types of a static plan: what the target takes, what the user asks for, and what that makes of a plan that was
 //! solved for asymmetric `uint8` activations and `int8` weights.
 
+use std::collections::BTreeMap;
+
 use super::candidate::activation_slots;
 use super::plan::Plan;
 use super::target::Target;
-use super::weights::{self, Constant};
+use super::weights::{self, Constant, Memo};
+use crate::calibrate::threshold::Calibrator;
 use crate::error::Fault;
 use crate::ir::affine::limits;
 use crate::ir::small::{I4, Nibble};
-use crate::ir::{Array, DType, Graph, QuantParams, Rule, Tensor};
+use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Rule, Tensor, ValueId};
 
 /// What the user asks for instead of the target's own types.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Storage {
     pub activation: DType,
     /// Of weights.
     pub weight: DType,
+    /// Of the activations of single operators that need more bits.
+    pub wider: Option<DType>,
 }
 
 /// How much wider than what was seen a 16-bit range is: 2 dB of the 90 or so that it has.
@@ -35,17 +40,16 @@ const HEADROOM: f32 = 1.25;
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { activation: DType::U8, weight: DType::I8 }
+        Self { activation: DType::U8, weight: DType::I8, wider: None }
     }
 }
 
 impl Types {
     /// Settles the types of a plan for this target. What it does not have is refused, with what it has.
     pub fn settle(self, target: &mut Target) -> Result<(), Fault> {
-        let choose = |what: &str, wanted: Option<DType>, known: &[String]| {
-            let first = known.first().ok_or("the target has no types")?;
-            let name = wanted.map_or(first.clone(), |dtype| dtype.to_string());
-            match DTYPES.iter().find(|d| d.to_string() == name && known.contains(&name)) {
+        let choose = |what: &str, wanted: Option<&str>, known: &[String]| {
+            let name = wanted.or(known.first().map(String::as_str)).ok_or("the target has no types")?;
+            match DTYPES.iter().find(|d| d.to_string() == name && known.iter().any(|k| k == name)) {
                 Some(&dtype) => Ok(dtype),
                 None => {
                     let message = format!(
@@ -57,13 +61,17 @@ impl Types {
                 }
             }
         };
-        let activation = choose("activations", self.activation, &target.activations)?;
-        let weight = choose("static weights", self.weight, &target.weights)?;
-        target.storage = Storage { activation, weight };
+        let [activation, weight] = [self.activation, self.weight].map(|t| t.map(|dtype| dtype.to_string()));
+        let activation = choose("activations", activation.as_deref(), &target.activations)?;
+        let weight = choose("static weights", weight.as_deref(), &target.weights)?;
+        let wider = target.wider.as_ref().filter(|_| is_eight(activation));
+        let wider =
+            wider.map(|w| choose("activations", Some(&w.activation), &target.activations)).transpose()?;
+        target.storage = Storage { activation, weight, wider };
         target.rescaling &= target.storage == Storage::default() && !target.symmetric;
         target.per_tensor |= self.per_tensor;
         // With wider activations no kernel multiplies bytes: there is nothing to saturate.
-        target.saturating_pairs &= matches!(activation, DType::U8 | DType::I8);
+        target.saturating_pairs &= is_eight(activation);
         if weight == DType::I4 {
             target.weight_limit = 7;
         }
@@ -74,22 +82,25 @@ impl Types {
 /// Types that a target may have.
 const DTYPES: [DType; 5] = [DType::U8, DType::I8, DType::U16, DType::I16, DType::I4];
 
+fn is_eight(dtype: DType) -> bool {
+    matches!(dtype, DType::U8 | DType::I8)
+}
+
 impl Storage {
     /// Do weights have four bits, of which some may get eight?
     pub fn has_four_bits(self) -> bool {
         self.weight == DType::I4
     }
 
-    /// The least opset that has them.
-    pub fn opset(self) -> i64 {
-        let eight = |dtype| matches!(dtype, DType::U8 | DType::I8);
-        if eight(self.activation) && eight(self.weight) { 0 } else { 21 }
+    /// The least opset that has them, those of single operators with more bits as well if there may be any.
+    pub fn opset(self, may_widen: bool) -> i64 {
+        let wide = may_widen && self.wider.is_some();
+        if is_eight(self.activation) && is_eight(self.weight) && !wide { 0 } else { 21 }
     }
 
     /// Parameters for a range of activations. With 65536 steps nothing is gained by clipping: ranges become those that
     /// were seen, and [`HEADROOM`] more for samples that were not.
-    fn params(self, (low, high): (f32, f32), target: &Target) -> QuantParams {
-        let dtype = self.activation;
+    fn params(dtype: DType, (low, high): (f32, f32), target: &Target) -> QuantParams {
         let (qmin, qmax) = limits(dtype).unwrap_or((0, 255));
         // Fewer steps are for products of bytes.
         let all = qmax.abs_diff(qmin);
@@ -111,29 +122,61 @@ impl Storage {
     }
 
     /// Gives a plan these types.
-    pub fn apply(self, graph: &Graph, plan: &mut Plan, target: &Target) -> Result<(), Fault> {
-        if self.activation == DType::U8 && !target.symmetric && target.levels == 255 {
-            return Ok(());
-        }
-        let wide = matches!(self.activation, DType::U16 | DType::I16);
+    pub fn apply(
+        self,
+        graph: &Graph,
+        plan: &mut Plan,
+        (target, memo): (&Target, &Memo),
+    ) -> Result<(), Fault> {
+        let clamps = clamps(graph, plan);
         for activation in plan.activations.values_mut() {
+            let (least, greatest) =
+                clamps.get(&activation.group).copied().unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
             let fixed = activation.why == "fixed by the kernel";
-            let range = match (fixed, activation.seen) {
-                (false, (low, high)) if wide => (low * HEADROOM, high * HEADROOM),
-                _ => activation.params.range(),
+            let given = activation.why == Calibrator::Given.to_string();
+            let range = |dtype| match (activation.params, activation.seen) {
+                (params, _) if is_eight(dtype) => params.range(),
+                // What follows the last of 256 steps is no further than one of them.
+                (params, _) if fixed => (params.range().0, params.range().1 + params.scale),
+                (params, _) if given => params.range(),
+                (_, (low, high)) => ((low * HEADROOM).max(least), (high * HEADROOM).min(greatest)),
             };
-            activation.params = self.params(range, target);
+            let params = |dtype| Self::params(dtype, range(dtype), target);
+            let wide = self.wider.map(params);
+            let usual = if self.is_plain(target) { activation.params } else { params(self.activation) };
+            (activation.params, activation.wide) = (usual, wide);
+            if !is_eight(self.activation) && !fixed && !given {
+                activation.why = Calibrator::MinMax.to_string();
+            }
         }
-        plan.constants = weights::solve(graph, plan, target, &weights::Memo::default())?;
+        let all_plain = plan.wide_weights.is_empty() && plan.wide_activations.is_empty();
+        if all_plain && self.is_plain(target) { Ok(()) } else { self.constants(graph, plan, (target, memo)) }
+    }
+
+    /// Are activations what plans are solved for?
+    fn is_plain(self, target: &Target) -> bool {
+        self.activation == DType::U8 && !target.symmetric && target.levels == 255
+    }
+
+    /// The constants of a plan whose activations have their types.
+    pub fn constants(
+        self,
+        graph: &Graph,
+        plan: &mut Plan,
+        (target, memo): (&Target, &Memo),
+    ) -> Result<(), Fault> {
+        plan.constants = weights::solve(graph, plan, target, memo)?;
         for (&(id, slot), constant) in &mut plan.constants {
             let Some(candidate) = plan.placement.integer.get(&id) else { continue };
+            let wide = self.wider.filter(|_| plan.wide_activations.contains(&id));
             let product = matches!(candidate.rule,
                 Rule::Contraction { weight, bias, .. } if slot == weight || Some(slot) == bias);
-            if !product
+            let solved = product || self.is_plain(target) && wide.is_none();
+            if !solved
                 && activation_slots(&candidate.rule, graph.node(id).inputs).contains(&slot)
                 && let Some(tensor) = graph.constant_input(id, slot)
             {
-                *constant = self.operand(&tensor.array()?, target)?;
+                *constant = operand(&tensor.array()?, wide.unwrap_or(self.activation), target)?;
             }
         }
         Ok(())
@@ -146,7 +189,9 @@ impl Storage {
             Rule::Contraction { weight, .. } => Some((id, weight)),
             _ => None,
         });
-        for (id, slot) in weights.filter(|(id, _)| self.weight != DType::I8 && !plan.wide.contains(id)) {
+        for (id, slot) in
+            weights.filter(|(id, _)| self.weight != DType::I8 && !plan.wide_weights.contains(id))
+        {
             let behind = graph.input(id, slot).and_then(|v| graph.producer(v)).map(|(d, _)| d);
             let Some(dequantize) = behind.filter(|&d| graph.node(d).is("DequantizeLinear")) else { continue };
             for slot in [0, 2] {
@@ -170,21 +215,30 @@ impl Storage {
             _ => Array::new(array.shape(), signed.map(|&q| Nibble::truncate(q)).collect::<Vec<I4>>()),
         }
     }
+}
 
-    /// A constant operand of arithmetic in the type of activations.
-    fn operand(self, array: &Array, target: &Target) -> Result<Constant, Fault> {
-        let real = array.slice::<f32>()?;
-        let (low, high) = real.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
-        let params = self.params((low, high), target);
-        let integers = real.iter().map(|&v| params.quantize(v));
-        let elements = match self.activation {
-            DType::U8 => Array::new(array.shape(), integers.map(|q| q as u8).collect::<Vec<_>>())?,
-            DType::I8 => Array::new(array.shape(), integers.map(|q| q as i8).collect::<Vec<_>>())?,
-            DType::I16 => Array::new(array.shape(), integers.map(|q| q as i16).collect::<Vec<_>>())?,
-            _ => Array::new(array.shape(), integers.map(|q| q as u16).collect::<Vec<_>>())?,
-        };
-        Ok(Constant { elements, scales: vec![params.scale], zero_point: params.zero_point, axis: None })
-    }
+/// Where the values of each group end because they took the place of a clamp's: beyond that nothing may be represented.
+fn clamps(graph: &Graph, plan: &Plan) -> BTreeMap<ValueId, (f32, f32)> {
+    let ends = |clamp: &NodeId| {
+        let Rule::Clamp { low, high } = plan.placement.integer.get(clamp)?.rule else { return None };
+        Some((plan.activations.get(&graph.output(*clamp, 0)?)?.group, (low, high)))
+    };
+    plan.absorbed.values().filter_map(ends).collect()
+}
+
+/// A constant operand of arithmetic in the type of activations.
+fn operand(array: &Array, dtype: DType, target: &Target) -> Result<Constant, Fault> {
+    let real = array.slice::<f32>()?;
+    let (low, high) = real.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
+    let params = Storage::params(dtype, (low, high), target);
+    let integers = real.iter().map(|&v| params.quantize(v));
+    let elements = match dtype {
+        DType::U8 => Array::new(array.shape(), integers.map(|q| q as u8).collect::<Vec<_>>())?,
+        DType::I8 => Array::new(array.shape(), integers.map(|q| q as i8).collect::<Vec<_>>())?,
+        DType::I16 => Array::new(array.shape(), integers.map(|q| q as i16).collect::<Vec<_>>())?,
+        _ => Array::new(array.shape(), integers.map(|q| q as u16).collect::<Vec<_>>())?,
+    };
+    Ok(Constant { elements, scales: vec![params.scale], zero_point: params.zero_point, axis: None })
 }
 
 #[cfg(test)]
@@ -209,16 +263,14 @@ mod tests {
         assert!(four.settle(&mut target).unwrap_err().to_string().contains("int8, uint8"));
         let wide = Types { activation: Some(DType::I16), weight: Some(DType::U8), per_tensor: true };
         wide.settle(&mut target).unwrap();
-        assert_eq!(target.storage.opset(), 21);
+        assert_eq!((target.storage.opset(false), target.storage.wider), (21, None));
         assert!(target.per_tensor && !target.rescaling && !target.saturating_pairs);
     }
 
     #[test]
     fn ranges_by_the_rules_of_the_target() {
         let mut target = Target::named("ort-cpu").unwrap();
-        let params = |target: &Target, dtype, low, high| {
-            Storage { activation: dtype, ..Storage::default() }.params((low, high), target)
-        };
+        let params = |target: &Target, dtype, low, high| Storage::params(dtype, (low, high), target);
         let shown = |p: QuantParams| (p.scale, p.zero_point, p.dtype);
         assert_eq!(shown(params(&target, DType::I8, 0.0, 255.0)), (1.0, -128, DType::I8));
         assert_eq!(shown(params(&target, DType::U16, 0.0, 65535.0)), (1.0, 0, DType::U16));

@@ -122,8 +122,8 @@ fn of_node(
     if let Rule::Contraction { weight, channel_axis, bias } = candidate.rule
         && let Some(tensor) = graph.constant_input(id, weight)
     {
-        let input = candidate.activations.first().and_then(|v| plan.activations.get(v));
-        let Some(input_scale) = input.map(|input| input.params.scale) else { return Ok(solved) };
+        let input = candidate.activations.first().and_then(|&v| plan.params(id, v));
+        let Some(input_scale) = input.map(|params| params.scale) else { return Ok(solved) };
         let array = tensor.array()?;
         let bias = bias.filter(|_| target.integer_bias);
         let bias = bias.and_then(|slot| Some((slot, graph.constant_input(id, slot)?.array())));

@@ -4,6 +4,8 @@ use serde::Serialize;
 
 use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::Observer;
+use crate::calibrate::threshold::sqnr_db;
+use crate::ir::{DType, QuantParams};
 use crate::quantize::plan;
 
 /// Bars of a histogram.
@@ -43,15 +45,21 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// The facts of an activation of a plan: its name and that of its group, and what was seen of it.
-    pub fn new((value, group): (&str, &str), a: &plan::Activation, seen: Option<&Observer>) -> Self {
-        let (low, high) = a.params.range();
+    /// The facts of an activation of a plan: its name and that of its group, the parameters that it is written with, and
+    /// what was seen of it.
+    pub fn new(
+        (value, group): (&str, &str),
+        a: &plan::Activation,
+        params: QuantParams,
+        seen: Option<&Observer>,
+    ) -> Self {
+        let (low, high) = params.range();
         let range = (f64::from(low), f64::from(high));
         let mut found = Self {
             value: value.into(),
-            dtype: a.params.dtype.to_string(),
-            scale: a.params.scale,
-            zero_point: a.params.zero_point,
+            dtype: params.dtype.to_string(),
+            scale: params.scale,
+            zero_point: params.zero_point,
             seen: a.seen,
             method: a.why.clone(),
             sqnr_db: a.sqnr.min(999.0),
@@ -62,6 +70,11 @@ impl Activation {
             histogram: Vec::new(),
         };
         if let Some(observer) = seen {
+            if matches!(params.dtype, DType::U16 | DType::I16) {
+                // Nothing is clipped.
+                let step = f64::from(params.scale);
+                found.sqnr_db = sqnr_db(&observer.histogram, step * step / 12.0).min(999.0);
+            }
             found.count(&observer.histogram);
         }
         found
@@ -93,7 +106,7 @@ impl Activation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{DType, Graph, QuantParams, Value};
+    use crate::ir::{Graph, Value};
 
     #[test]
     fn what_lies_beyond_and_at_the_ends_is_counted() {
@@ -102,12 +115,13 @@ mod tests {
         observer.observe(&[0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 2.549, 4.0], None, 0, usize::MAX);
         let plan = plan::Activation {
             params: QuantParams { scale: 0.01, zero_point: 0, dtype: DType::U8 },
+            wide: None,
             why: "minmax".into(),
             sqnr: 40.0,
             seen: (0.0, 4.0),
             group: Graph::default().add_fresh("x", Value::default()),
         };
-        let found = Activation::new(("x", "x"), &plan, Some(&observer));
+        let found = Activation::new(("x", "x"), &plan, plan.params, Some(&observer));
         assert_eq!((found.clipped, found.saturated, found.dtype.as_str()), (0.1, 0.2, "uint8"));
         assert_eq!(found.histogram.iter().sum::<u64>(), 10);
     }

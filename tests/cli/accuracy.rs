@@ -55,6 +55,29 @@ fn where_four_bits_break_a_bound_as_few_weights_as_it_takes_get_eight() {
 }
 
 #[test]
+fn where_eight_bits_break_a_bound_as_few_activations_as_it_takes_get_sixteen() {
+    let dir = tempdir();
+    let (out, json) = (dir.path().join("out.onnx"), dir.path().join("report.json"));
+    for (target, wide_type) in [("integer-only", "int16"), ("qnn-htp", "uint16")] {
+        let compile = |db: &str| {
+            let files = args!["compile", digits(), out, "--calib", samples(), "--json", json];
+            let bound = args!["--target", target, "--min-sqnr", db];
+            qonnx(&[files.as_slice(), bound].concat()).code(0).says(&["kept"]);
+            let quantized = report(&json)["quantized"].clone();
+            let step = |s: &Value| s["name"] == "wider activations";
+            assert_eq!(quantized["steps"].as_array().unwrap().iter().any(step), db != "5");
+            let count = |key: &str| quantized[key].as_array().unwrap().len();
+            let types = quantized["activations"].as_array().unwrap().clone();
+            (count("wide"), count("nodes"), types.iter().filter(|a| a["dtype"] == wide_type).count())
+        };
+        let (wide, all, values) = compile("5");
+        assert_eq!((wide, values), (0, 0), "a bound that is kept anyway changes nothing");
+        let (some, as_before, values) = compile("40");
+        assert!(some > 0 && some < all && as_before == all && values > 0, "{some} of {all}, {values}");
+    }
+}
+
+#[test]
 fn bounds_on_the_best_class_with_and_without_labels() {
     let dir = tempdir();
     let (data, labels) = labelled(&dir, 40);

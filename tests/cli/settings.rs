@@ -37,8 +37,17 @@ fn what_is_typed_wins_over_the_file() {
     compile("[[node]]\nname = '*'\nweight = 's8'", &unsigned).code(0);
     let weights = report()["quantized"]["weights"].clone();
     assert!(weights.as_array().unwrap().iter().all(|w| w["dtype"] == "uint8"), "{weights}");
+    let integers = ["--effort", "fast", "--target", "integer-only"];
+    compile("[[node]]\nname = '*'\nactivation = 's16'", &integers).code(0);
+    let quantized = report()["quantized"].clone();
+    let activations = quantized["activations"].as_array().unwrap();
+    assert!(activations.iter().all(|a| a["dtype"] == "int16"), "{activations:?}");
+    assert!(quantized["wide"].as_array().is_some_and(|wide| !wide.is_empty()));
+    compile("[[node]]\nname = '*'\nactivation = 'u16'", &integers).code(1).says(&["no uint16 beside int8"]);
+    compile("[[node]]\nname = '*'\nactivation = 'u16'", &[]).code(1).says(&["no uint16 beside uint8"]);
+    compile("[[node]]\nname = '*'\nactivation = 'u8'", &[]).code(1).says(&["u16"]);
     compile("[[node]]\nname = '*'\nweight = 's16'", &[]).code(1).says(&["s8"]);
-    compile("[[node]]\nname = '*'", &[]).code(1).says(&["neither `float` nor `weight`"]);
+    compile("[[node]]\nname = '*'", &[]).code(1).says(&["neither `float`, `weight` nor `activation`"]);
     compile("[[value]]\nname = '*'\nrange = [-64.0, 63.5]", &["--steps", "none"]).code(0);
     let activations = report()["quantized"]["activations"].clone();
     assert!(activations.as_array().unwrap().iter().all(|a| a["scale"] == 0.5), "{activations}");
@@ -151,7 +160,7 @@ fn pins_are_told_and_recorded() {
     let (config, out) = (dir.path().join("q.toml"), dir.path().join("out.onnx"));
     std::fs::write(
         &config,
-        "[[node]]\nname = 'nobody'\nfloat = true\nweight = 's8'\n[[value]]\nname = 'nothing*'\nrange = [0.0, 1.0]\n",
+        "[[node]]\nname = 'nobody'\nfloat = true\nweight = 's8'\nactivation = 'u16'\n[[value]]\nname = 'nothing*'\nrange = [0.0, 1.0]\n",
     )
     .unwrap();
     let fast = ["--steps", "none"];
@@ -160,7 +169,7 @@ fn pins_are_told_and_recorded() {
         .says(&["no node is called `nobody`", "no value is called `nothing*`"]);
     let metadata = qonnx(args!["inspect", "--text", out]).code(0).out;
     assert!(
-        metadata.contains("[[node]] nobody float weight s8")
+        metadata.contains("[[node]] nobody float weight s8 activation u16")
             && metadata.contains("[[value]] nothing* [0.0, 1.0]")
     );
 }
