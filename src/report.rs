@@ -110,7 +110,7 @@ pub struct Report {
 pub struct Quantized {
     /// Nodes in integers (static) or with integer weights (weight-only).
     pub nodes: Vec<String>,
-    /// Those of them that read and write activations of more bits than the others.
+    /// Those of them that read and write activations of 16 bits beside others of 8.
     pub wide: Vec<String>,
     /// Beside those, nodes that compute in float with integer weights (dynamic).
     pub stored: Vec<String>,
@@ -371,8 +371,12 @@ impl Report {
             "fp16" | "bf16" => "in half precision",
             _ => "with integer weights",
         };
-        let kind = match self.quantized.stored.len() {
+        let kind = match self.quantized.wide.len() {
             0 => kind.to_string(),
+            n => format!("{kind}, {n} of them on 16 bits"),
+        };
+        let kind = match self.quantized.stored.len() {
+            0 => kind,
             n if self.mode == "weight-only" => format!("with 4-bit weights, {n} with 8-bit weights"),
             n => format!("{kind}, {n} with integer weights"),
         };

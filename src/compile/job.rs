@@ -191,6 +191,7 @@ impl<'a> Job<'a> {
             }
             match pins.activation(&label) {
                 Some(wanted) if storage.wider == Some(wanted) => wide.push(id),
+                Some(wanted) if storage.activation == wanted => {}
                 Some(wanted) => {
                     let Target { name, .. } = self.target;
                     crate::fail!("{name} has no {wanted} beside {} for `{label}`", storage.activation);
@@ -288,7 +289,10 @@ impl<'a> Job<'a> {
         exam: Option<&Exam>,
     ) -> Result<Plans, Error> {
         let Some(judge) = judge else {
-            let noise = plan::noise(&ready.calibration.seen, &ready.choices);
+            let noise = match self.target.storage.is_wide() {
+                true => Noise::default(),
+                false => plan::noise(&ready.calibration.seen, &ready.choices),
+            };
             let plan = self.solve(graph, ready, (self.target.noise_weight, &noise, &ready.choices))?;
             return Ok(Plans { plans: vec![(plan, None)], noise });
         };
@@ -322,7 +326,7 @@ impl<'a> Job<'a> {
             Some(samples) => self.equalize(graph, samples)?,
             None => None,
         };
-        let ready = self.prepare(graph)?;
+        let mut ready = self.prepare(graph)?;
         let _keeping = self.may_end_early.then(MayEndEarly::begin);
         let shares = Shares::of(self.samples.map_or(0, Samples::len), options.budget.judging);
         let judged = self.samples.filter(|_| !steps.is_empty());
@@ -331,29 +335,27 @@ impl<'a> Job<'a> {
         let few = judged.filter(|s| shares.judging.len() < options.budget.judging.min(s.len()));
         let all = few.map(|samples| Judge::new(graph, samples, options.budget.judging)).transpose()?;
         let trades = all.as_ref().or(judge.as_ref()).filter(|_| steps.contains(&Tuning::TradeOff));
-        // More bits cost less than float: a bound is kept by them, if it can be.
-        let bound = exam.as_ref().filter(|_| target.storage.wider.is_none());
-        let plans = self.plans(graph, &ready, trades, bound)?;
         let reference = graph.clone();
         let refine = judge.as_ref().zip(self.samples).map(|(judge, samples)| {
             let (reference, exam, shares) = (&reference, exam.as_ref(), &shares);
             Refine { reference, samples, shares, budget: options.budget, judge, target, exam, watch }
         });
-        let fitting = Fitting {
-            job: self,
-            reference: &reference,
-            ready: &ready,
-            steps: &steps,
-            before: equalized,
-            trades,
-            refine: refine.as_ref(),
-            exam: exam.as_ref(),
+        let fit = |job: &Job, ready: &Prepared, bound: Option<&Exam>| {
+            let plans = job.plans(&reference, ready, trades, bound)?;
+            let (reference, before) = (&reference, equalized.clone());
+            let refine = refine.as_ref().map(|refine| Refine { target: job.target, ..*refine });
+            let (steps, refine, exam) = (&steps, refine.as_ref(), exam.as_ref());
+            Fitting { job, reference, ready, steps, before, trades, refine, exam }.best(plans)
         };
-        let mut fitted = fitting.best(plans)?;
-        if let Some(exam) = exam.as_ref().filter(|_| bound.is_none() && !budget::is_ending())
+        // More bits cost less than float: a bound is kept by them, if it can be.
+        let wide = target.widened();
+        let mut fitted = fit(self, &ready, exam.as_ref().filter(|_| wide.is_none()))?;
+        if let (Some(exam), Some(target)) = (&exam, &wide)
+            && !budget::is_ending()
             && !exam.mark(&fitted.graph)?.met
         {
-            fitted = fitting.best(self.plans(graph, &ready, trades, Some(exam))?)?;
+            ready.candidates = Candidates::of(graph, target, &options.filter, &ready.calibration.seen);
+            fitted = fit(&Job { held_out: None, target, ..*self }, &ready, Some(exam))?;
         }
         let Fitted { plan, graph: fitted, mut quantized, .. } = fitted;
         *graph = fitted;

@@ -173,6 +173,16 @@ impl Target {
         Form { limit: self.weight_limit, by_channel: !self.per_tensor, pairs: self.saturating_pairs }
     }
 
+    /// The same with all activations of the type that has more bits, if there is one.
+    pub fn widened(&self) -> Option<Self> {
+        let (activation, time) = (self.storage.wider?, self.wider.as_ref()?.time);
+        let mut wide = self.clone();
+        wide.storage = Storage { activation, wider: None, ..self.storage };
+        wide.saturating_pairs = false;
+        wide.integer.values_mut().for_each(|cost| cost.integer *= time);
+        Some(wide)
+    }
+
     /// The built-in target of this name, or the one whose table is in this file (`*.toml`).
     pub fn named(name: &str) -> Result<Self, Fault> {
         let table = if name.ends_with(".toml") {
@@ -195,8 +205,11 @@ impl Target {
         let own =
             [self.noise_weight, self.size_weight, self.weight_credit, quantize, dequantize, layout, node];
         let costs = self.integer.values().flat_map(|c| [c.integer, c.float, c.fixed]);
+        let wider = self.wider.iter().map(|wider| wider.time);
         let recurrent = self.recurrent.map(|r| [r.float, r.step, r.dequantize]).into_iter().flatten();
-        if let Some(bad) = own.into_iter().chain(recurrent).chain(costs).find(|c| !(0.0..1e12).contains(c)) {
+        if let Some(bad) =
+            own.into_iter().chain(recurrent).chain(wider).chain(costs).find(|c| !(0.0..1e12).contains(c))
+        {
             return Err(Fault::new(format!("{bad} is no cost")));
         }
         let numbers = [

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::candidate::activation_slots;
 use super::plan::Plan;
-use super::target::Target;
+use super::target::{Target, Wider};
 use super::weights::{self, Constant, Memo};
 use crate::calibrate::threshold::Calibrator;
 use crate::error::Fault;
@@ -64,7 +64,8 @@ impl Types {
         let [activation, weight] = [self.activation, self.weight].map(|t| t.map(|dtype| dtype.to_string()));
         let activation = choose("activations", activation.as_deref(), &target.activations)?;
         let weight = choose("static weights", weight.as_deref(), &target.weights)?;
-        let wider = target.wider.as_ref().filter(|_| is_eight(activation));
+        let has = |wider: &&Wider| is_eight(activation) && target.activations.contains(&wider.activation);
+        let wider = target.wider.as_ref().filter(has);
         let wider =
             wider.map(|w| choose("activations", Some(&w.activation), &target.activations)).transpose()?;
         target.storage = Storage { activation, weight, wider };
@@ -87,6 +88,11 @@ fn is_eight(dtype: DType) -> bool {
 }
 
 impl Storage {
+    /// Have all activations 16 bits?
+    pub fn is_wide(self) -> bool {
+        !is_eight(self.activation)
+    }
+
     /// Do weights have four bits, of which some may get eight?
     pub fn has_four_bits(self) -> bool {
         self.weight == DType::I4
@@ -145,7 +151,7 @@ impl Storage {
             let wide = self.wider.map(params);
             let usual = if self.is_plain(target) { activation.params } else { params(self.activation) };
             (activation.params, activation.wide) = (usual, wide);
-            if !is_eight(self.activation) && !fixed && !given {
+            if self.is_wide() && !fixed && !given {
                 activation.why = Calibrator::MinMax.to_string();
             }
         }

@@ -234,15 +234,20 @@ impl Subject<'_> {
             values.extend(c.outputs.iter().copied());
         }
         let hidden = |v: &ValueId| clamped.contains(v) && self.graph.only_use(*v).is_some();
+        let steps = if self.target.storage.is_wide() { DType::U16 } else { DType::U8 };
         let mut trials = Vec::new();
         for id in values.into_iter().filter(|v| !moved.contains(v) && !hidden(v)) {
-            if let Some(params) = plan::fixed_range(self.graph, self.candidates, id) {
+            if let Some(mut params) = plan::fixed_range(self.graph, self.candidates, id) {
+                if steps == DType::U16 {
+                    params =
+                        QuantParams::asymmetric(params.range().0, params.range().1 + params.scale, steps);
+                }
                 trials.push(Trial::Value(id, params, None));
                 continue;
             }
             let Some(&first) = choices.get(&id) else { continue };
             for choice in self.ranges(id, first) {
-                let params = QuantParams::asymmetric(choice.range.lo, choice.range.hi, DType::U8);
+                let params = QuantParams::asymmetric(choice.range.lo, choice.range.hi, steps);
                 trials.push(Trial::Value(id, params, Some(choice)));
             }
         }
@@ -254,8 +259,12 @@ impl Subject<'_> {
         let (Calibrator::Auto, Some(observer)) = (self.calibrator, self.seen.get(id)) else {
             return vec![own];
         };
-        let methods = [Calibrator::MinMax, Calibrator::Percentile(99.999), Calibrator::Percentile(99.99)];
         let choose = |m: Calibrator| m.choose(&observer.histogram, Grid::asymmetric(256));
+        if self.target.storage.is_wide() {
+            // With so many steps nothing is gained by clipping.
+            return vec![if own.method == Calibrator::Given { own } else { choose(Calibrator::MinMax) }];
+        }
+        let methods = [Calibrator::MinMax, Calibrator::Percentile(99.999), Calibrator::Percentile(99.99)];
         let mut ranges: Vec<Choice> = Vec::new();
         for choice in methods.into_iter().map(choose).chain([own]) {
             if !ranges.iter().any(|r| alike(r, &choice)) {

@@ -240,7 +240,8 @@ fn layers(page: &mut String, report: &Report) {
 
 fn nodes(page: &mut String, report: &Report) {
     let quantized = &report.quantized;
-    let done = quantized.nodes.iter().map(|n| vec![text(n), text("quantized"), text("")]);
+    let wide = |n: &String| if quantized.wide.contains(n) { "quantized, on 16 bits" } else { "quantized" };
+    let done = quantized.nodes.iter().map(|n| vec![text(n), text(wide(n)), text("")]);
     let stored = quantized.stored.iter().map(|n| vec![text(n), text("integer weight"), text("")]);
     let float = quantized.float.iter().map(|(n, why)| vec![text(n), text("float"), text(why)]);
     let rows: Vec<_> = done.chain(stored).chain(float).collect();
