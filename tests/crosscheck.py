@@ -301,7 +301,7 @@ class Suite:
             return isinstance(json.loads((directory / "facts.json").read_text(), parse_constant=reject), dict)
 
         self.check("--json: valid JSON object", facts)
-        for calibrator in ["minmax", "percentile", "percentile=99.9", "entropy", "mse", "auto"]:
+        for calibrator in ["minmax", "percentile", "percentile=99.9", "entropy", "mse", "octav", "auto"]:
             output = directory / f"{calibrator}.onnx"
             arguments = ["--calib", calib, "--calibrator", calibrator, "--samples", 16]
             if self.compile(f"--calibrator {calibrator}", DIGITS, output, *arguments):

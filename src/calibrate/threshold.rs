@@ -9,13 +9,15 @@
 //! * [`Calibrator::Entropy`]: lose the least information, in the sense of Kullback and Leibler
 //!   (Migacz, "8-bit inference with TensorRT", GTC 2017).
 //! * [`Calibrator::Mse`]: least expected squared error.
-//! * [`Calibrator::Auto`]: of the above, the one whose expected squared error is least.
+//! * [`Calibrator::Octav`]: about the same by a fixed point (Sakr et al. 2022, <https://arxiv.org/abs/2206.06501>).
+//! * [`Calibrator::Auto`]: of those before, the one whose expected squared error is least.
 //!
 //! Every range contains zero, which padding and ReLU need represented exactly. It stays within what was seen, but for
 //! the mirror image that a symmetric grid needs and the part of a step that puts zero on the grid.
 
 mod distortion;
 mod entropy;
+mod octav;
 mod search;
 
 use std::fmt;
@@ -35,6 +37,8 @@ pub enum Calibrator {
     Entropy,
     /// Least expected squared error.
     Mse,
+    /// Where the squared errors of clipping and of rounding balance.
+    Octav,
     /// Whichever of the others has the least expected squared error.
     Auto,
     /// What the user has decided; as a method, the extremes.
@@ -133,6 +137,7 @@ impl Calibrator {
                 (min.max(-threshold), max.min(threshold))
             }
             Self::Mse => search::least_error(mass, grid),
+            Self::Octav => octav::range(mass, grid),
             Self::MinMax | Self::Auto | Self::Given => (min, max),
         };
         let (lo, hi) = grid.around(lo, hi);
@@ -163,6 +168,7 @@ impl fmt::Display for Calibrator {
             Self::Percentile(p) => write!(f, "percentile={p}"),
             Self::Entropy => f.write_str("entropy"),
             Self::Mse => f.write_str("mse"),
+            Self::Octav => f.write_str("octav"),
             Self::Auto => f.write_str("auto"),
             Self::Given => f.write_str("given"),
         }
@@ -171,7 +177,9 @@ impl fmt::Display for Calibrator {
 
 /// A calibrator's name that is none.
 #[derive(Debug, PartialEq, thiserror::Error)]
-#[error("`{0}` is no calibration method: minmax, percentile[=P] with 50 < P <= 100, entropy, mse or auto")]
+#[error(
+    "`{0}` is no calibration method: minmax, percentile[=P] with 50 < P <= 100, entropy, mse, octav or auto"
+)]
 pub struct UnknownCalibrator(String);
 
 impl FromStr for Calibrator {
@@ -185,6 +193,7 @@ impl FromStr for Calibrator {
             "percentile" => Ok(Self::Percentile(PERCENTILE)),
             "entropy" => Ok(Self::Entropy),
             "mse" => Ok(Self::Mse),
+            "octav" => Ok(Self::Octav),
             "auto" => Ok(Self::Auto),
             _ => {
                 let share = name.strip_prefix("percentile=").and_then(|p| p.parse().ok());

@@ -45,7 +45,7 @@ pub struct Compile {
     /// bf16.
     #[arg(long, default_value = "auto", value_parser = Mode::from_str, help_heading = "What to do")]
     mode: Mode,
-    /// How activation ranges are chosen: minmax, percentile[=99.99], entropy, mse, or auto, which takes for each
+    /// How activation ranges are chosen: minmax, percentile[=99.99], entropy, mse, octav, or auto, which takes for each
     /// tensor the one with the least error.
     #[arg(long, default_value = "auto", help_heading = "Calibration")]
     calibrator: Calibrator,

@@ -14,7 +14,7 @@
 use super::super::histogram::{Cell, Histogram};
 
 /// Mass, first and second moment of a part of the distribution.
-type Moments = [f64; 3];
+pub(super) type Moments = [f64; 3];
 
 /// A histogram, prepared for questions about parts of it.
 pub(super) struct Mass {
@@ -105,12 +105,12 @@ impl Mass {
         self.before.last().copied().unwrap_or_default()
     }
 
-    fn between(&self, lo: f64, hi: f64) -> Moments {
+    pub(super) fn between(&self, lo: f64, hi: f64) -> Moments {
         plus(self.below(hi), -1.0, self.below(lo))
     }
 
     /// Moments of the mass below `x`.
-    fn below(&self, x: f64) -> Moments {
+    pub(super) fn below(&self, x: f64) -> Moments {
         let i = self.cells.partition_point(|cell| cell.hi <= x);
         let whole = self.before.get(i).copied().unwrap_or_default();
         match self.cells.get(i) {

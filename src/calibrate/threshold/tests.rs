@@ -1,12 +1,13 @@
 use super::*;
 
 /// Every method that answers for itself.
-const METHODS: [Calibrator; 5] = [
+const METHODS: [Calibrator; 6] = [
     Calibrator::MinMax,
     Calibrator::Percentile(99.999),
     Calibrator::Percentile(99.99),
     Calibrator::Entropy,
     Calibrator::Mse,
+    Calibrator::Octav,
 ];
 
 const N: usize = 1 << 15;
@@ -161,6 +162,38 @@ fn least_squares_finds_the_data_far_below_an_outlier() {
             })
             .fold(bare.mse, f64::min);
         assert!(choice.mse <= best * 1.01, "{outlier}: {choice:?}, best {best}, min-max {}", bare.mse);
+    }
+}
+
+#[test]
+fn the_fixed_point_is_near_the_least_error() {
+    for values in [normal(), relu(), laplace(), skewed(), with_outlier(normal(), 40.0)] {
+        let histogram = histogram(&values);
+        for grid in [Grid::asymmetric(256), Grid::symmetric(255), Grid::asymmetric(16), Grid::symmetric(15)] {
+            let [least, found] = [Calibrator::Mse, Calibrator::Octav].map(|m| m.choose(&histogram, grid));
+            assert!(
+                found.mse >= least.mse * 0.999 && found.mse < least.mse * 1.35,
+                "{grid:?} {found:?} {least:?}"
+            );
+            assert!(found.mse < Calibrator::MinMax.choose(&histogram, grid).mse * 1.05);
+        }
+    }
+}
+
+/// The equation of the paper, on the samples themselves, for as many steps as the grid has (the paper has one more).
+#[test]
+fn the_fixed_point_is_that_of_the_paper() {
+    let values = laplace();
+    for bits in [4, 8] {
+        let found = Calibrator::Octav.choose(&histogram(&values), Grid::symmetric((1 << bits) - 1)).range.hi;
+        let mut end = values.iter().map(|x| x.abs()).sum::<f32>() / values.len() as f32;
+        for _ in 0..100 {
+            let beyond: Vec<f32> = values.iter().map(|x| x.abs()).filter(|&x| x > end).collect();
+            let inside = (values.len() - beyond.len()) as f32;
+            let noise = 1.0 / 3.0 / ((1 << bits) as f32 - 2.0).powi(2);
+            end = beyond.iter().sum::<f32>() / (noise * inside + beyond.len() as f32);
+        }
+        assert!((found / end - 1.0).abs() < 0.03, "{bits} bits: {found} {end}");
     }
 }
 
