@@ -254,6 +254,7 @@ impl Effort {
                 rounds: 2,
                 ridges: false,
                 finalists: 1,
+                again: false,
                 dearer: 1.0,
             },
             Self::Best => Budget {
@@ -263,6 +264,7 @@ impl Effort {
                 rounds: 4,
                 ridges: true,
                 finalists: 4,
+                again: true,
                 dearer: 3.0,
             },
         }

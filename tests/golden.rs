@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use qonnx::calibrate::observer::Observers;
-use qonnx::calibrate::threshold::Calibrator;
+use qonnx::calibrate::threshold::{Calibrator, Choice, Range};
 use qonnx::interpret::Program;
 use qonnx::ir::{Array, DType, Dim, Graph, Model, TensorType, ValueId};
 use qonnx::onnx::{External, emit, import, text};
@@ -169,6 +169,33 @@ fn activations_of_two_widths() {
             + &onnx::text::print(&emit(&model, External::Keep).unwrap(), onnx::text::Detail::Digest);
         insta::with_settings!({ snapshot_path => "golden/targets", prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!(format!("{beside}-two-widths"), text);
+        });
+    }
+}
+
+#[test]
+fn biases_follow_a_range_that_is_chosen_once_more() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let source = std::fs::read_to_string(root.join("conv_relu.onnxtxt")).unwrap();
+    for name in ["ort-cpu", "integer-only"] {
+        let mut model = import(text::parse(&source).unwrap(), &|_| Err("no external data".into())).unwrap();
+        passes::run(&mut model, None).unwrap();
+        let mut target = Target::named(name).unwrap();
+        Types::default().settle(&mut target).unwrap();
+        quantize_with(&mut model, &target, &|graph, plan| {
+            let memo = Memo::default();
+            target.storage.apply(graph, plan, (&target, &memo)).unwrap();
+            let (&node, candidate) = plan.placement.integer.iter().next().unwrap();
+            let (input, output) = (candidate.activations[0], *plan.activations.keys().last().unwrap());
+            let range = Range { lo: -20.0, hi: 31.0 };
+            let choice = Choice { range, method: Calibrator::MinMax, mse: 0.0 };
+            let again = plan.with_ranges(graph, &[(input, choice)].into(), (&target, &memo)).unwrap();
+            let scale = again.activations[&input].params.scale;
+            assert!((scale - 0.2).abs() < 1e-6);
+            assert_eq!(again.activations[&input].params.dtype, target.storage.activation);
+            assert_eq!(again.activations[&output].params, plan.activations[&output].params);
+            let (weight, bias) = (&again.constants[&(node, 1)], &again.constants[&(node, 2)]);
+            assert_eq!(bias.scales, weight.scales.iter().map(|w| w * scale).collect::<Vec<f32>>());
         });
     }
 }

@@ -8,7 +8,10 @@ use std::time::Instant;
 use super::job::{Job, Prepared};
 use super::refine::{self, Refine};
 use crate::budget;
+use crate::calibrate::run::calibrate;
+use crate::calibrate::threshold::{Calibrator, Grid};
 use crate::error::{Error, Fault};
+use crate::interpret::Program;
 use crate::ir::{Graph, NodeId, Rule, Tensor, ValueId};
 use crate::options::Tuning;
 use crate::quantize::candidate::Candidate;
@@ -81,6 +84,11 @@ impl Fitting<'_> {
         }
         let best = best.ok_or_else(|| Fault::new("there is no plan").at("quantization"))?.1;
         let (mut best, storage) = (best, self.job.target.storage);
+        if let Some(refine) = self.refine.filter(|refine| {
+            refine.budget.again && self.steps.contains(&Tuning::TradeOff) && !budget::is_ending()
+        }) {
+            best = self.again(best, refine)?;
+        }
         let Some(exam) = self.exam else { return Ok(best) };
         if storage.has_four_bits() && !exam.mark(&best.graph)?.met {
             best = self.with_wider_weights(best, exam, &found.noise.weights)?;
@@ -88,6 +96,38 @@ impl Fitting<'_> {
         if storage.wider.is_some() && !exam.mark(&best.graph)?.met {
             best = self.with_wider_activations(best, exam, &found.noise.values)?;
         }
+        Ok(best)
+    }
+
+    /// Ranges of activations once more, from what they hold with everything before them quantized; weights are fitted to
+    /// them, and what is better is kept.
+    fn again(&self, first: Fitted, refine: &Refine) -> Result<Fitted, Error> {
+        let (started, target) = (Instant::now(), self.job.target);
+        let fronts: BTreeMap<ValueId, (ValueId, &str)> = (first.plan.activations.iter())
+            .filter(|(value, activation)| {
+                **value == activation.group && activation.why != "fixed by the kernel"
+            })
+            .map(|(&value, activation)| (front(&first.graph, value), (value, activation.why.as_str())))
+            .collect();
+        let watched: Vec<ValueId> = fronts.keys().copied().collect();
+        let program = Program::new(&first.graph)?;
+        let seen = calibrate(&program, &watched, refine.samples, &|| ())?.seen;
+        let choice = |(front, (group, why)): (&ValueId, &(ValueId, &str))| {
+            let method: Calibrator = why.parse().ok()?;
+            let histogram = &seen.get(*front)?.histogram;
+            histogram.extremes()?;
+            Some((*group, method.choose(histogram, Grid::asymmetric(256))))
+        };
+        let ranges = fronts.iter().filter_map(choice).collect();
+        let plan = first.plan.with_ranges(self.reference, &ranges, (target, &self.ready.weights));
+        let second = self.fit(plan.map_err(|f| f.at("second round"))?, first.steps.clone())?;
+        let noise = (refine.judge.noise(&first.graph)?, refine.judge.noise(&second.graph)?);
+        let breaks =
+            |exam: &Exam| Ok::<_, Error>(!exam.mark(&second.graph)?.met && exam.mark(&first.graph)?.met);
+        let kept = noise.1 < noise.0 && !self.exam.map(breaks).transpose()?.unwrap_or(false);
+        let mut best = if kept { second } else { first };
+        let noise = (noise.0, if kept { noise.1 } else { noise.0 });
+        best.quantized.steps.push(Step::new("ranges once more", noise, kept, started));
         Ok(best)
     }
 
@@ -174,6 +214,16 @@ impl Fitting<'_> {
         }
         Ok(kept)
     }
+}
+
+/// What the quantizer of this value reads.
+fn front(graph: &Graph, value: ValueId) -> ValueId {
+    let behind = |value, op: &str| {
+        let (producer, _) = graph.producer(value).filter(|(id, _)| graph.node(*id).is(op))?;
+        graph.input(producer, 0)
+    };
+    let stored = behind(value, "DequantizeLinear");
+    stored.and_then(|stored| behind(stored, "QuantizeLinear")).unwrap_or(value)
 }
 
 /// The nodes with weights of four bits, those first whose weight brings most noise for its size.

@@ -100,6 +100,26 @@ impl Plan {
         Some(wide.unwrap_or(activation.params))
     }
 
+    /// The same nodes with these ranges of groups.
+    pub fn with_ranges(
+        &self,
+        graph: &Graph,
+        ranges: &BTreeMap<ValueId, Choice>,
+        (target, memo): (&Target, &Memo),
+    ) -> Result<Self, Fault> {
+        let mut plan = self.clone();
+        for activation in plan.activations.values_mut() {
+            if let Some(Choice { range, method, .. }) = ranges.get(&activation.group) {
+                activation.params = QuantParams::asymmetric(range.lo, range.hi, DType::U8);
+                activation.why = method.to_string();
+            }
+        }
+        target.storage.types(graph, &mut plan, target, &|a| ranges.contains_key(&a.group));
+        plan.rescaled = rescaled(graph, &plan.placement, &mut plan.activations)?;
+        target.storage.constants(graph, &mut plan, (target, memo))?;
+        Ok(plan)
+    }
+
     /// The parameters that a value is first written with.
     pub fn written(&self, graph: &Graph, value: ValueId) -> Option<QuantParams> {
         let integer = |id: &NodeId| self.placement.integer.contains_key(id);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::candidate::activation_slots;
-use super::plan::Plan;
+use super::plan::{Activation, Plan};
 use super::target::{Target, Wider};
 use super::weights::{self, Constant, Memo};
 use crate::calibrate::threshold::Calibrator;
@@ -134,8 +134,21 @@ impl Storage {
         plan: &mut Plan,
         (target, memo): (&Target, &Memo),
     ) -> Result<(), Fault> {
+        self.types(graph, plan, target, &|_| true);
+        let all_plain = plan.wide_weights.is_empty() && plan.wide_activations.is_empty();
+        if all_plain && self.is_plain(target) { Ok(()) } else { self.constants(graph, plan, (target, memo)) }
+    }
+
+    /// Gives those activations of a plan these types that have the one that plans are solved for.
+    pub fn types(
+        self,
+        graph: &Graph,
+        plan: &mut Plan,
+        target: &Target,
+        solved: &dyn Fn(&Activation) -> bool,
+    ) {
         let clamps = clamps(graph, plan);
-        for activation in plan.activations.values_mut() {
+        for activation in plan.activations.values_mut().filter(|a| solved(a)) {
             let (least, greatest) =
                 clamps.get(&activation.group).copied().unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
             let fixed = activation.why == "fixed by the kernel";
@@ -155,8 +168,6 @@ impl Storage {
                 activation.why = Calibrator::MinMax.to_string();
             }
         }
-        let all_plain = plan.wide_weights.is_empty() && plan.wide_activations.is_empty();
-        if all_plain && self.is_plain(target) { Ok(()) } else { self.constants(graph, plan, (target, memo)) }
     }
 
     /// Are activations what plans are solved for?

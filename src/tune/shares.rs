@@ -18,6 +18,8 @@ pub struct Budget {
     pub ridges: bool,
     /// Weights are fitted for so many of the plans that are tried, and what costs least then is taken.
     pub finalists: usize,
+    /// Are ranges chosen once more, from what values hold when everything before them is quantized?
+    pub again: bool,
     /// Noise costs so many times what the target says: who gives more time to accuracy gives some speed as well.
     pub dearer: f64,
 }

@@ -120,7 +120,7 @@ fn steps_by_name() {
         "--per-tensor",
         "-v"
     ]);
-    best.code(0).says(&["trade-off", "rounding", "block training"]);
+    best.code(0).says(&["trade-off", "rounding", "ranges once more", "block training"]);
     qonnx(args!["compile", digits(), out, "--calib", samples(), "--steps", "magic"])
         .code(2)
         .says(&["smoothing"]);
