@@ -100,6 +100,16 @@ fn quantize_with(model: &mut Model, target: &Target, change: &dyn Fn(&Graph, &mu
     text
 }
 
+/// The noise of each output is below this share of its signal.
+fn assert_close(float: &Graph, quantized: &Graph, share: f32, what: &str) {
+    for (a, b) in outputs(float, 1).into_iter().zip(outputs(quantized, 1)) {
+        let (Some(a), Some(b)) = (a, b) else { panic!("{what} cannot be run") };
+        let signal: f32 = a.iter().map(|x| x * x).sum();
+        let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
+        assert!(noise < share * signal, "{what}: noise {noise}, signal {signal}");
+    }
+}
+
 #[test]
 fn decisions() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -158,12 +168,7 @@ fn activations_of_two_widths() {
             assert!(plan.wide_activations.len() >= count && plan.placement.time > before);
         });
         passes::check(&model, beside).unwrap();
-        for (a, b) in outputs(&float, 1).into_iter().zip(outputs(&model.graph, 1)) {
-            let (Some(a), Some(b)) = (a, b) else { panic!("{name} cannot be run") };
-            let signal: f32 = a.iter().map(|x| x * x).sum();
-            let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
-            assert!(noise < 0.02 * signal, "{name}: noise {noise}, signal {signal}");
-        }
+        assert_close(&float, &model.graph, 0.02, name);
         let text = facts
             + "\n"
             + &onnx::text::print(&emit(&model, External::Keep).unwrap(), onnx::text::Detail::Digest);
@@ -218,11 +223,7 @@ fn wide_activations_end_where_their_clamp_does() {
     let facts = quantize(&mut model, &target);
     let clamped = facts.lines().find(|line| line.starts_with("value    c ")).unwrap();
     assert!(clamped.contains("scale 0.00009 zero -32768"), "{clamped}");
-    for (a, b) in outputs(&float, 1).into_iter().zip(outputs(&model.graph, 1)) {
-        let (Some(a), Some(b)) = (a, b) else { panic!("it cannot be run") };
-        let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
-        assert!(noise < 1e-3 * a.iter().map(|x| x * x).sum::<f32>(), "{a:?} {b:?}");
-    }
+    assert_close(&float, &model.graph, 1e-3, "Gemm");
 }
 
 /// What each target makes of a convolution with Relu, a residual block and attention: the nodes and their types.
@@ -240,12 +241,7 @@ fn targets() {
             let float = model.graph.clone();
             let facts = quantize(&mut model, &Target::named(target).unwrap());
             passes::check(&model, target).unwrap();
-            for (a, b) in outputs(&float, 1).into_iter().zip(outputs(&model.graph, 1)) {
-                let (Some(a), Some(b)) = (a, b) else { panic!("{target}: {name} cannot be run") };
-                let signal: f32 = a.iter().map(|x| x * x).sum();
-                let noise: f32 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
-                assert!(noise < 0.02 * signal, "{target}: {name}: noise {noise}, signal {signal}");
-            }
+            assert_close(&float, &model.graph, 0.02, &format!("{target}: {name}"));
             writeln!(text, "## {name}\n{facts}").unwrap();
             text += &onnx::text::print(&emit(&model, External::Keep).unwrap(), onnx::text::Detail::Digest);
         }

@@ -189,7 +189,7 @@ INTEGER = {
     "lstm_weights": (recurrent, sequence(0, 2), ["--mode", "weight-only"], {"LSTM": 1}, 0.35, 35),
     "u16": (layers, PLAIN, ["--mode", "static", "--activation", "u16", "--calib"], {}, 0.55, 35),
     "s16": (layers, PLAIN, ["--mode", "static", "--activation", "s16", "--weight", "u8", "--calib"], {}, 0.55, 35),
-    "two_widths": (layers, PLAIN, ["--mode", "static", "--target", "integer-only", "--min-sqnr", "42", "--calib"], {}, 0.55, 25),
+    "two_widths": (layers, PLAIN, ["--mode", "static", "--target", "integer-only", "--min-sqnr", "42", "--calib"], {"QGemm": 1}, 0.55, 25),
     "unsigned_weights": (layers, PLAIN, ["--mode", "static", "--weight", "u8", "--calib"], {}, 0.55, 25),
     "static_and_half": (quantized, PLAIN, ["--mode", "static", "--float", "fp16", "--calib"], {}, 1.2, 25),
 }  # fmt: skip

@@ -16,6 +16,7 @@ use crate::ir::{Graph, NodeId, Rule, Tensor, ValueId};
 use crate::options::Tuning;
 use crate::quantize::candidate::Candidate;
 use crate::quantize::placement::Noise;
+use crate::quantize::plan::Activation;
 use crate::quantize::{Plan, insert};
 use crate::report::Quantized;
 use crate::tune::goal::Exam;
@@ -85,16 +86,24 @@ impl Fitting<'_> {
         let best = best.ok_or_else(|| Fault::new("there is no plan").at("quantization"))?.1;
         let (mut best, storage) = (best, self.job.target.storage);
         if let Some(refine) = self.refine.filter(|refine| {
-            refine.budget.again && self.steps.contains(&Tuning::TradeOff) && !budget::is_ending()
+            // With 16 bits nothing is chosen: ranges are all that was seen.
+            let chooses = self.steps.contains(&Tuning::TradeOff) && !storage.is_wide();
+            refine.budget.again && chooses && !budget::is_ending()
         }) {
             best = self.again(best, refine)?;
         }
         let Some(exam) = self.exam else { return Ok(best) };
         if storage.has_four_bits() && !exam.mark(&best.graph)?.met {
-            best = self.with_wider_weights(best, exam, &found.noise.weights)?;
+            let order = by_noise_for_size(self.reference, &best.plan, &found.noise.weights);
+            let widen = |plan: &mut Plan, count: usize| plan.wide_weights.extend(&order[..count]);
+            best = self.fewest("wider weights", best, exam, (order.len(), &widen))?;
         }
         if storage.wider.is_some() && !exam.mark(&best.graph)?.met {
-            best = self.with_wider_activations(best, exam, &found.noise.values)?;
+            let order = by_noise_for_time(&best.plan, &found.noise.values);
+            let time = self.job.target.wider.as_ref().map_or(1.0, |wider| wider.time);
+            let widen =
+                |plan: &mut Plan, count: usize| plan.widen(order[..count].iter().flatten().copied(), time);
+            best = self.fewest("wider activations", best, exam, (order.len(), &widen))?;
         }
         Ok(best)
     }
@@ -103,22 +112,26 @@ impl Fitting<'_> {
     /// them, and what is better is kept.
     fn again(&self, first: Fitted, refine: &Refine) -> Result<Fitted, Error> {
         let (started, target) = (Instant::now(), self.job.target);
-        let fronts: BTreeMap<ValueId, (ValueId, &str)> = (first.plan.activations.iter())
-            .filter(|(value, activation)| {
-                **value == activation.group && activation.why != "fixed by the kernel"
-            })
-            .map(|(&value, activation)| (front(&first.graph, value), (value, activation.why.as_str())))
+        let integer = &first.plan.placement.integer;
+        // What is only moved holds a part of what it is moved from.
+        let moved = |value| {
+            let producer = self.reference.producer(value).and_then(|(id, _)| integer.get(&id));
+            producer.is_some_and(|c| matches!(c.rule, Rule::SameScale | Rule::Rescale { .. }))
+        };
+        let sources: Vec<(ValueId, &Activation)> = (first.plan.activations.iter())
+            .filter(|(value, activation)| activation.is_by_samples() && !moved(**value))
+            .map(|(&value, activation)| (front(&first.graph, value), activation))
             .collect();
-        let watched: Vec<ValueId> = fronts.keys().copied().collect();
+        let watched: Vec<ValueId> = sources.iter().map(|source| source.0).collect();
         let program = Program::new(&first.graph)?;
         let seen = calibrate(&program, &watched, refine.samples, &|| ())?.seen;
-        let choice = |(front, (group, why)): (&ValueId, &(ValueId, &str))| {
-            let method: Calibrator = why.parse().ok()?;
+        let choice = |(front, activation): &(ValueId, &Activation)| {
+            let method: Calibrator = activation.why.parse().ok()?;
             let histogram = &seen.get(*front)?.histogram;
             histogram.extremes()?;
-            Some((*group, method.choose(histogram, Grid::asymmetric(256))))
+            Some((activation.group, method.choose(histogram, Grid::asymmetric(256))))
         };
-        let ranges = fronts.iter().filter_map(choice).collect();
+        let ranges = sources.iter().filter_map(choice).collect();
         let plan = first.plan.with_ranges(self.reference, &ranges, (target, &self.ready.weights));
         let second = self.fit(plan.map_err(|f| f.at("second round"))?, first.steps.clone())?;
         let noise = (refine.judge.noise(&first.graph)?, refine.judge.noise(&second.graph)?);
@@ -148,33 +161,6 @@ impl Fitting<'_> {
             refine.fit(self.steps, &plan, &mut graph, &mut quantized)?;
         }
         Ok(Fitted { plan, graph, quantized, steps })
-    }
-
-    /// Gives eight bits to the weights that bring most noise for their size.
-    fn with_wider_weights(
-        &self,
-        narrow: Fitted,
-        exam: &Exam,
-        noise: &BTreeMap<NodeId, f64>,
-    ) -> Result<Fitted, Error> {
-        let order = by_noise_for_size(self.reference, &narrow.plan, noise);
-        let widen = |plan: &mut Plan, count: usize| plan.wide_weights.extend(&order[..count]);
-        self.fewest("wider weights", narrow, exam, (order.len(), &widen))
-    }
-
-    /// Gives more bits to the activations that bring most noise for the time that the operators take which read and write
-    /// them.
-    fn with_wider_activations(
-        &self,
-        narrow: Fitted,
-        exam: &Exam,
-        noise: &BTreeMap<ValueId, f64>,
-    ) -> Result<Fitted, Error> {
-        let order = by_noise_for_time(&narrow.plan, noise);
-        let time = self.job.target.wider.as_ref().map_or(1.0, |wider| wider.time);
-        let widen =
-            |plan: &mut Plan, count: usize| plan.widen(order[..count].iter().flatten().copied(), time);
-        self.fewest("wider activations", narrow, exam, (order.len(), &widen))
     }
 
     /// Gives more bits to as few things as keep the bound: half as many are tried until that is known to one. If all of

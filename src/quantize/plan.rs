@@ -18,6 +18,9 @@ use crate::calibrate::threshold::{Calibrator, Choice, Grid, sqnr_db};
 use crate::error::Fault;
 use crate::ir::{DType, Graph, NodeId, QuantParams, Rule, ValueId, schedule};
 
+/// The reason for a range that the integer kernel of the producer dictates.
+pub const FIXED: &str = "fixed by the kernel";
+
 /// The parameters of an activation and where they come from.
 #[derive(Debug, Clone)]
 pub struct Activation {
@@ -33,6 +36,19 @@ pub struct Activation {
     pub seen: (f32, f32),
     /// The first value of the group that shares these parameters.
     pub group: ValueId,
+}
+
+impl Activation {
+    /// Does the range follow from what samples showed? If not, the kernel or the user has decided it.
+    pub fn is_by_samples(&self) -> bool {
+        self.why != FIXED && self.why != Calibrator::Given.to_string()
+    }
+
+    /// The method that chose the range of these parameters, which are the usual ones or the wide ones.
+    pub fn method(&self, params: QuantParams) -> String {
+        let wide = matches!(params.dtype, DType::U16 | DType::I16) && self.is_by_samples();
+        if wide { Calibrator::MinMax.to_string() } else { self.why.clone() }
+    }
 }
 
 /// The range that suits each value by itself, and how much of the signal is lost to rounding and clipping.
@@ -319,7 +335,7 @@ fn solve_groups(
             Some(params) => {
                 let (low, high) = params.range();
                 let error = crate::calibrate::threshold::expected_error(&histogram, low, high, 256);
-                (params, "fixed by the kernel".into(), sqnr_db(&histogram, error))
+                (params, FIXED.into(), sqnr_db(&histogram, error))
             }
             None => {
                 let mut own = sources.iter().filter_map(|v| choices.get(v));

@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::candidate::activation_slots;
-use super::plan::{Activation, Plan};
+use super::plan::{Activation, FIXED, Plan};
 use super::target::{Target, Wider};
 use super::weights::{self, Constant, Memo};
-use crate::calibrate::threshold::Calibrator;
 use crate::error::Fault;
 use crate::ir::affine::limits;
 use crate::ir::small::{I4, Nibble};
@@ -151,22 +150,16 @@ impl Storage {
         for activation in plan.activations.values_mut().filter(|a| solved(a)) {
             let (least, greatest) =
                 clamps.get(&activation.group).copied().unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
-            let fixed = activation.why == "fixed by the kernel";
-            let given = activation.why == Calibrator::Given.to_string();
             let range = |dtype| match (activation.params, activation.seen) {
                 (params, _) if is_eight(dtype) => params.range(),
-                // What follows the last of 256 steps is no further than one of them.
-                (params, _) if fixed => (params.range().0, params.range().1 + params.scale),
-                (params, _) if given => params.range(),
+                (params, _) if activation.why == FIXED => whole(params),
+                (params, _) if !activation.is_by_samples() => params.range(),
                 (_, (low, high)) => ((low * HEADROOM).max(least), (high * HEADROOM).min(greatest)),
             };
             let params = |dtype| Self::params(dtype, range(dtype), target);
             let wide = self.wider.map(params);
             let usual = if self.is_plain(target) { activation.params } else { params(self.activation) };
             (activation.params, activation.wide) = (usual, wide);
-            if self.is_wide() && !fixed && !given {
-                activation.why = Calibrator::MinMax.to_string();
-            }
         }
     }
 
@@ -232,6 +225,12 @@ impl Storage {
             _ => Array::new(array.shape(), signed.map(|&q| Nibble::truncate(q)).collect::<Vec<I4>>()),
         }
     }
+}
+
+/// The interval that 256 steps of these parameters share, one step longer than from the first to the last.
+pub fn whole(params: QuantParams) -> (f32, f32) {
+    let (low, high) = params.range();
+    (low, high + params.scale)
 }
 
 /// Where the values of each group end because they took the place of a clamp's: beyond that nothing may be represented.

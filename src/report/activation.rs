@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::calibrate::histogram::Histogram;
 use crate::calibrate::observer::Observer;
-use crate::calibrate::threshold::sqnr_db;
+use crate::calibrate::threshold::{expected_error, sqnr_db};
 use crate::ir::{DType, QuantParams};
 use crate::quantize::plan;
 
@@ -61,7 +61,7 @@ impl Activation {
             scale: params.scale,
             zero_point: params.zero_point,
             seen: a.seen,
-            method: a.why.clone(),
+            method: a.method(params),
             sqnr_db: a.sqnr.min(999.0),
             group: group.into(),
             range,
@@ -71,9 +71,8 @@ impl Activation {
         };
         if let Some(observer) = seen {
             if matches!(params.dtype, DType::U16 | DType::I16) {
-                // Nothing is clipped.
-                let step = f64::from(params.scale);
-                found.sqnr_db = sqnr_db(&observer.histogram, step * step / 12.0).min(999.0);
+                let error = expected_error(&observer.histogram, low, high, 1 << 16);
+                found.sqnr_db = sqnr_db(&observer.histogram, error).min(999.0);
             }
             found.count(&observer.histogram);
         }

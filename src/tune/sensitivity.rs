@@ -25,7 +25,7 @@ use crate::ir::{Array, DType, Graph, NodeId, QuantParams, Rule, ValueId, limits}
 use crate::kernels::requantize::fake_quantize_slice;
 use crate::quantize::candidate::Candidate;
 use crate::quantize::placement::Noise;
-use crate::quantize::{Target, plan, weights};
+use crate::quantize::{Target, plan, types, weights};
 
 /// At least and at most this many samples are run for trials.
 const LEAST: usize = 2;
@@ -239,8 +239,8 @@ impl Subject<'_> {
         for id in values.into_iter().filter(|v| !moved.contains(v) && !hidden(v)) {
             if let Some(mut params) = plan::fixed_range(self.graph, self.candidates, id) {
                 if steps == DType::U16 {
-                    params =
-                        QuantParams::asymmetric(params.range().0, params.range().1 + params.scale, steps);
+                    let (low, high) = types::whole(params);
+                    params = QuantParams::asymmetric(low, high, steps);
                 }
                 trials.push(Trial::Value(id, params, None));
                 continue;

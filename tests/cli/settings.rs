@@ -138,6 +138,7 @@ fn bad_numbers_of_a_target_are_refused() {
         ("opset = 7", "opset is 7"),
         ("noise_weight = nan", "NaN is no cost"),
         ("noise_weight = -1.0", "-1 is no cost"),
+        ("wider = { activation = \"uint16\", time = nan }", "NaN is no cost"),
         ("activations = []", "no types"),
         ("activations = [\"float\"]", "no activations of type float"),
         ("base = \"mine.toml\"", "duplicate key"),

@@ -14,7 +14,7 @@
 use super::super::histogram::{Cell, Histogram};
 
 /// Mass, first and second moment of a part of the distribution.
-pub(super) type Moments = [f64; 3];
+type Moments = [f64; 3];
 
 /// A histogram, prepared for questions about parts of it.
 pub(super) struct Mass {
